@@ -1,0 +1,136 @@
+"""What a trial holds in memory while it runs, and questions about it that several modules ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from bench.models import DTYPES, blocks_of
+from bench.trial import Trial
+
+
+class NotInForce(RuntimeError):  # noqa: N818  # reads as what happened
+    """A technique that the trial asked for did not happen; its numbers would be a lie."""
+
+
+class _Offload(Protocol):
+    offloaded_bytes: int
+
+    def context(self) -> AbstractContextManager[Any]: ...
+
+
+def _no_sync_needed(_model: nn.Module, _last: bool) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+@dataclass
+class Run:
+    """A trial under construction, then in training.
+
+    `batches` holds one batch for each micro-step, every value [micro_batch_size, seq_len].
+    """
+
+    trial: Trial
+    device: torch.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    activation_offload: _Offload | None = None
+    gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
+
+    def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The transformer blocks themselves, whatever wraps them."""
+        yield from blocks_of(self.model).items()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks as the model calls them: the checkpointing wrapper where there is one."""
+        return [
+            self.model.get_submodule(name.removesuffix("._checkpoint_wrapped_module"))
+            for name, _ in self.named_blocks()
+        ]
+
+    @property
+    def model_config(self) -> Any:
+        """The transformers configuration, whatever wraps the model."""
+        return next(m.config for m in self.model.modules() if hasattr(m, "config"))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The forward's autocast, in force only where the precision asks for it."""
+        precision = self.trial.precision
+        return torch.autocast(
+            self.device.type, dtype=DTYPES[precision.compute_dtype], enabled=precision.autocast
+        )
+
+    def saved_tensors(self) -> AbstractContextManager[Any]:
+        """What happens to tensors that the forward saves: offloaded, or simply kept."""
+        return self.activation_offload.context() if self.activation_offload else nullcontext()
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of `tensor` that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def quantised_linears(model: nn.Module) -> list[nn.Module]:
+    """bitsandbytes' linears, in whichever int8 or 4-bit mode."""
+    return [m for m in model.modules() if isinstance(m, bnb.nn.Linear8bitLt | bnb.nn.Linear4bit)]
+
+
+def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, buffers and quantisation state that this rank holds."""
+    yield from (local(parameter) for parameter in model.parameters())
+    yield from (local(buffer) for buffer in model.buffers())
+    for module in quantised_linears(model):
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            for owner in (module.weight, module.state):
+                for name in ("CB", "SCB"):
+                    tensor = getattr(owner, name, None)
+                    if isinstance(tensor, torch.Tensor):
+                        yield tensor
+        else:
+            yield from _quantisation_state(module.quant_state)
+
+
+def _quantisation_state(state: Any) -> Iterator[torch.Tensor]:
+    for value in vars(state).values():
+        if isinstance(value, torch.Tensor):
+            yield value
+    if state.state2 is not None:
+        yield from _quantisation_state(state.state2)
+
+
+def gradient_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Gradients that exist right now."""
+    yield from (local(p.grad) for p in model.parameters() if p.grad is not None)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """The optimizer's state, including what bitsandbytes keeps beside it."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                yield local(value)
+    for value in getattr(optimizer, "name2qmap", {}).values():
+        yield value
+
+
+def parameter_counts(run: Run) -> tuple[int, int]:
+    """All parameters and those that train, counted unsharded and unpacked (4-bit: two a byte)."""
+    total = trainable = 0
+    unpacked = {
+        module.weight: module.in_features * module.out_features for module in quantised_linears(run.model)
+    }
+    for parameter in run.model.parameters():
+        count = unpacked.get(parameter, parameter.numel())
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return total, trainable

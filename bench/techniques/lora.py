@@ -1,0 +1,45 @@
+"""LoRA: low-rank adapters beside frozen linears, by peft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+
+from bench.state import NotInForce, Run, parameter_counts
+
+
+def apply(run: Run) -> None:
+    """Wraps the model by peft, the adapters on meta like everything else at this point."""
+    lora = run.trial.lora
+    if not lora.enabled:
+        return
+    targets: str | list[str] = lora.targets
+    if lora.targets != "all-linear":
+        targets = lora.targets.split("+")
+    seq2seq = run.model.config.is_encoder_decoder  # type: ignore[union-attr]
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
+    )
+    run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+
+
+def watch(run: Run) -> Callable[[], dict[str, Any]]:
+    """Adapted modules and the share of the parameters that trains."""
+
+    def evidence() -> dict[str, Any]:
+        total, trainable = parameter_counts(run)
+        found: dict[str, Any] = {"trainable_fraction": trainable / total}
+        if run.trial.lora.enabled:
+            adapters = sum(1 for name, _ in run.model.named_modules() if name.endswith(".lora_A"))
+            if not adapters or trainable >= total:
+                raise NotInForce("lora=on: no module was adapted")
+            found["lora_modules"] = adapters
+        return found
+
+    return evidence

@@ -1,0 +1,88 @@
+"""Offload: what waits on the host.
+
+`params` is a policy of FSDP and is put in force where the shards are made; here it is only watched.
+`activations` moves tensors saved for backward to pinned host memory and back. It differs from torch's
+save_on_cpu in one thing: it leaves weights alone. Autograd saves them for backward too, and a copy of a
+weight on the host saves no byte of the device, where the weight stays anyway.
+
+On a CPU device the host is the device: the copies are real, and nothing is saved. The row shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
+
+from bench.state import NotInForce, Run
+
+Packed = tuple[torch.device, torch.Tensor] | torch.Tensor
+
+
+class ActivationOffload:
+    """Saved-tensor hooks that keep activations on the host between forward and backward."""
+
+    def __init__(self, model: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:
+        self.model = model
+        self.pinned = device.type != "cpu"
+        self.offloaded_bytes = 0
+        self._weights: set[int] = set()
+        for block in blocks:  # a sharded block's weights exist only once it is gathered
+            block.register_forward_pre_hook(lambda module, _args: self._learn_weights(module))
+
+    def context(self) -> AbstractContextManager[Any]:
+        """To be entered around the forward."""
+        self._weights.clear()
+        self._learn_weights(self.model)
+        return saved_tensors_hooks(self._pack, self._unpack)
+
+    def _learn_weights(self, module: nn.Module) -> None:
+        for parameter in module.parameters():
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            self._weights.add(local.untyped_storage().data_ptr())
+
+    def _pack(self, tensor: torch.Tensor) -> Packed:
+        if isinstance(tensor, DTensor) or tensor.untyped_storage().data_ptr() in self._weights:
+            return tensor
+        host = torch.empty_like(tensor, device="cpu", pin_memory=self.pinned)
+        host.copy_(tensor, non_blocking=self.pinned)
+        self.offloaded_bytes += host.nbytes
+        return tensor.device, host
+
+    def _unpack(self, packed: Packed) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        device, host = packed
+        return host.to(device, non_blocking=self.pinned)
+
+
+def apply(run: Run) -> None:
+    """Sets the context in which the forward saves its tensors."""
+    if run.trial.offload.name == "activations":
+        run.activation_offload = ActivationOffload(run.model, run.blocks, run.device)
+
+
+def watch(run: Run) -> Callable[[], dict[str, Any]]:
+    """Bytes that wait on the host: of parameters, or of activations in one step."""
+    offload = run.activation_offload
+    before = offload.offloaded_bytes if offload else 0
+
+    def evidence() -> dict[str, Any]:
+        level = run.trial.offload.name
+        if level == "off":
+            return {}
+        if offload:
+            moved = offload.offloaded_bytes - before
+        else:
+            locals_ = [p.to_local() for p in run.model.parameters() if isinstance(p, DTensor)]
+            moved = sum(t.nbytes for t in locals_ if t.device.type == "cpu")
+        if not moved:
+            raise NotInForce(f"offload={level}: no byte was kept on the host")
+        return {"offloaded_bytes": moved, "host_is_device": run.device.type == "cpu"}
+
+    return evidence
