@@ -133,6 +133,6 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def attention_of(model: nn.Module) -> str:
+def attention_of(config: Any) -> str:
     """The attention implementation transformers chose: sdpa, eager, ..."""
-    return str(model.config._attn_implementation)  # type: ignore[union-attr]
+    return str(config._attn_implementation)

@@ -331,6 +331,10 @@ def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None
             "bitsandbytes 8-bit optimizers update raw storage and do not know sharded parameters (DTensor)",
         ),
         (
+            trial.fsdp.shards and optimizer.name == "adafactor",
+            "torch's Adafactor takes norms in place, which sharded parameters (DTensor) do not allow",
+        ),
+        (
             trial.offload.name == "params" and not trial.fsdp.shards,
             "offload=params is FSDP's CPU offload: it needs fsdp=full_shard or shard_grad_op "
             "(fsdp.world_size=1 is enough)",

@@ -32,8 +32,8 @@ class ActivationOffload:
         self.pinned = device.type != "cpu"
         self.offloaded_bytes = 0
         self._weights: set[int] = set()
-        for block in blocks:  # a sharded block's weights exist only once it is gathered
-            block.register_forward_pre_hook(lambda module, _args: self._learn_weights(module))
+        for owner in (*blocks, model):  # sharded weights exist as such only once they are gathered
+            owner.register_forward_pre_hook(lambda module, _args: self._learn_weights(module))
 
     def context(self) -> AbstractContextManager[Any]:
         """To be entered around the forward."""

@@ -95,7 +95,7 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """Dtypes of the parameters, dtype that the blocks' linears put out, and quantised modules."""
     seen: set[str] = set()
-    linears = [m for block in run.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    linears = [m for block in run.blocks for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
     hooks = [
         m.register_forward_hook(lambda _m, _i, out: seen.add(str(out.dtype).removeprefix("torch.")))
         for m in linears

@@ -1,0 +1,81 @@
+"""How much arithmetic a step needs, and how much of the device's peak that is.
+
+MFU counts what the mathematics needs; HFU counts what the hardware did, recomputation included
+(Chowdhery 2022, PaLM, appendix B; Korthikanti 2022, section 6). Both are undefined where the arithmetic
+is quantised or the device's peak is unknown.
+"""
+
+from __future__ import annotations
+
+from bench.trial import Trial
+
+# Dense peak FLOP/s of matrix units, without sparsity, by what torch calls the device and by dtype.
+# float32 is the rate torch reaches by default, TF32 off.
+# Sources: NVIDIA data sheets and architecture white papers of each product.
+PEAK_FLOPS_PER_SEC: dict[str, dict[str, float]] = {
+    "V100": {"float16": 125e12, "float32": 15.7e12},  # V100 SXM2 data sheet
+    "T4": {"float16": 65e12, "float32": 8.1e12},  # T4 data sheet
+    "A100": {"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},  # A100 data sheet
+    "A10": {"float16": 125e12, "bfloat16": 125e12, "float32": 31.2e12},  # A10 data sheet
+    "L4": {"float16": 121e12, "bfloat16": 121e12, "float32": 30.3e12},  # L4 data sheet
+    "L40S": {"float16": 362e12, "bfloat16": 362e12, "float32": 91.6e12},  # L40S data sheet
+    "RTX 3090": {"float16": 71e12, "bfloat16": 71e12, "float32": 35.6e12},  # GA102 white paper
+    "RTX 4090": {"float16": 165.2e12, "bfloat16": 165.2e12, "float32": 82.6e12},  # AD102 white paper
+    "H100 PCIe": {"float16": 756e12, "bfloat16": 756e12, "float32": 51e12},  # H100 data sheet
+    "H100": {"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 67e12},  # H100 SXM data sheet
+    "H200": {"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 67e12},  # H200 SXM data sheet
+}
+
+
+def peak_flops_per_sec(device_name: str, dtype: str) -> float | None:
+    """The device's dense peak, or None if it or the dtype is not in the table.
+
+    The longest entry whose words all occur in the name wins: "NVIDIA H100 PCIe" is not an "H100".
+    """
+    words = set(device_name.replace("-", " ").split())
+    fitting = [entry for entry in PEAK_FLOPS_PER_SEC if set(entry.split()) <= words]
+    if not fitting:
+        return None
+    return PEAK_FLOPS_PER_SEC[max(fitting, key=len)].get(dtype)
+
+
+def attention_flops(trial: Trial) -> float:
+    """Forward FLOPs of one rank's step that no parameter accounts for: scores and their use.
+
+    Two matmuls of [seq, head_dim] x [head_dim, seq] for each head, 2 FLOPs a multiply-add: 4 s^2 h a
+    layer and sequence, half of it where the attention is causal.
+    """
+    model, seq = trial.model, trial.seq_len
+    width = model.heads * model.head_dim
+    full = 4 * seq * seq * width
+    # encoder layers see everything; a decoder's self-attention is causal, its cross-attention is not
+    per_layer = full + (full / 2 + full) if model.encoder_decoder else full / 2
+    return per_layer * model.layers * trial.micro_batch_size * trial.grad_accum_steps
+
+
+def step_flops(
+    trial: Trial, *, matmul_params: int, trainable_matmul_params: int, block_matmul_params: int
+) -> tuple[float, float]:
+    """FLOPs of one rank's step: what the model needs, and what the hardware does.
+
+    Args:
+        trial: the configuration.
+        matmul_params: parameters that multiply activations (embedding look-ups are not arithmetic).
+        trainable_matmul_params: those of them that need a weight gradient.
+        block_matmul_params: those of them that full checkpointing multiplies a second time.
+
+    Returns:
+        (model FLOPs, hardware FLOPs). Forward 2 a parameter and token; backward 2 for the
+        activation's gradient and 2 for the weight's where it trains: 6N in all when everything
+        trains, 4 N_frozen + 6 N_lora under LoRA. Full checkpointing repeats the forward of the blocks;
+        selective checkpointing repeats no matmul.
+    """
+    sides = 2 if trial.model.encoder_decoder else 1
+    tokens = trial.tokens_per_step / sides  # each parameter of an encoder-decoder sees one side
+    forward = 2 * matmul_params * tokens
+    weights = 2 * trainable_matmul_params * tokens
+    attention = attention_flops(trial)
+    model_flops = 2 * forward + weights + 3 * attention
+    if trial.checkpointing.name != "on":
+        return model_flops, model_flops
+    return model_flops, model_flops + 2 * block_matmul_params * tokens + attention

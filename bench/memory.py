@@ -1,0 +1,324 @@
+"""Where the bytes are: the judge and the witness.
+
+The judge is the allocator. On an accelerator its counters cost nothing and are read in `device.py`; on a
+CPU its own allocation events are collected by torch.profiler, here, in a pass of its own.
+
+The witness is `Tracker`, a dispatch mode that sees every tensor an operation returns, counts each storage
+once, notes when it dies, and says afterwards what it was: parameter, gradient, optimizer, activation,
+temporary or input. It decides nothing about a measured peak; the difference between the two
+(`untracked_bytes`) is what operations allocate inside themselves, where no tensor is seen.
+
+What the categories mean:
+  parameter   weights, buffers and quantisation state this rank owns
+  gradient    what becomes some parameter's .grad, from its birth on
+  optimizer   the optimizer's state
+  activation  born in a forward and kept for the backward, autocast's 16-bit copies of weights included
+  temporary   everything else, FSDP's gathered weights included (`gathered_bytes` tells them apart)
+  input       the batches
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.state import Run, gradient_tensors, optimizer_tensors, weight_tensors
+
+CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary", "input")
+PHASES = ("forward", "backward", "optimizer")
+
+_CUDA_BLOCK = 512  # the caching allocator rounds every request up to this (c10 kMinBlockSize)
+
+
+@dataclass(eq=False)
+class _Storage:
+    """One storage's life: what it holds now, and what it turns out to be."""
+
+    bytes: int
+    category: str = "temporary"
+    gathered: bool = False
+    reference: weakref.ref[torch.UntypedStorage] | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What the tracker saw in one step; everything in bytes.
+
+    `at_peak` sums to `peak`; `largest` is each category's own maximum, whenever it was.
+    """
+
+    peak: int
+    phase: str
+    at_peak: dict[str, int]
+    largest: dict[str, int]
+    gathered: int
+    peak_by_phase: dict[str, int]
+
+
+@dataclass
+class _Timeline:
+    """Changes of storages' sizes in order, with the places where phases begin."""
+
+    initial: list[_Storage] = field(default_factory=list)
+    changes: list[tuple[_Storage, int]] = field(default_factory=list)
+    phases: list[tuple[int, str]] = field(default_factory=list)
+    initial_bytes: dict[_Storage, int] = field(default_factory=dict)
+
+    def replay(self) -> Attribution:
+        held: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
+        largest = dict(held)
+        for storage in self.initial:
+            held[storage.category] += self.initial_bytes[storage]
+        total, gathered, gathered_most = sum(held.values()), 0, 0
+        peak, phase_at_peak, at_peak, phase = -1, "forward", dict(held), "forward"
+        by_phase: dict[str, int] = dict.fromkeys(PHASES, 0)
+        starts = dict(self.phases)  # where several phases start at one place, the last one counts
+        for index, (storage, change) in enumerate(self.changes):
+            phase = starts.get(index, phase)
+            total += change
+            held[storage.category] += change
+            if storage.gathered:
+                gathered += change
+                gathered_most = max(gathered_most, gathered)
+            largest[storage.category] = max(largest[storage.category], held[storage.category])
+            if phase in by_phase:
+                by_phase[phase] = max(by_phase[phase], total)
+            if total > peak:
+                peak, phase_at_peak, at_peak = total, phase, dict(held)
+        return Attribution(
+            peak=max(peak, 0),
+            phase=phase_at_peak if phase_at_peak in PHASES else "optimizer",
+            at_peak=at_peak,
+            largest={name: max(most, at_peak[name]) for name, most in largest.items()},
+            gathered=gathered_most,
+            peak_by_phase=by_phase,
+        )
+
+
+class Tracker(TorchDispatchMode):
+    """Watches one step of `run`; enter it, pass `enter_phase` to the step, then ask `attribution`.
+
+    Args:
+        run: a built trial; what it holds already is counted from the start.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+        self.rounding = 1 if run.device.type == "cpu" else _CUDA_BLOCK
+        self._storages: dict[int, _Storage] = {}
+        self._timeline = _Timeline()
+        self._phase = ""
+        self._regions: list[list[_Storage]] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Tracker:
+        self._know("parameter", weight_tensors(self.run.model))
+        self._know("gradient", gradient_tensors(self.run.model))
+        self._know("optimizer", optimizer_tensors(self.run.optimizer))
+        self._know("input", (t for batch in self.run.batches for t in batch.values()))
+        self._stack.enter_context(_watch_resizes(self._resized))
+        for _, block in self.run.named_blocks():
+            before = block.register_forward_pre_hook(lambda _m, _a: self._regions.append([]))
+            after = block.register_forward_hook(self._leave_region, always_call=True)
+            self._stack.callback(before.remove)
+            self._stack.callback(after.remove)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)  # type: ignore[arg-type]
+        self._stack.close()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Lets the operation run, then sees what went in and what came out."""
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # let it become operations on local tensors, and see those
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor, born=False)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor, born=True)
+        return result
+
+    def enter_phase(self, phase: str) -> None:
+        """What `step` calls as each phase begins, and at its end."""
+        self._know("gradient", gradient_tensors(self.run.model))
+        if phase == "backward":
+            self._keep(s for s, _ in self._timeline.changes)
+        if phase == "done":
+            self._know("optimizer", optimizer_tensors(self.run.optimizer))
+        self._phase = phase
+        self._timeline.phases.append((len(self._timeline.changes), phase))
+
+    def attribution(self) -> Attribution:
+        """The categories at the instant of the peak, and each category's own maximum."""
+        return self._timeline.replay()
+
+    def _leave_region(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """A block's forward ended; what a recomputed one leaves alive waits for its backward."""
+        region = self._regions.pop()
+        if self._phase == "backward":
+            self._keep(region)
+
+    def _keep(self, storages: Iterable[_Storage]) -> None:
+        for storage in storages:
+            alive = storage.bytes and storage.reference is not None and storage.reference() is not None
+            if alive and storage.category == "temporary" and not storage.gathered:
+                storage.category = "activation"
+
+    def _know(self, category: str, tensors: Iterator[torch.Tensor]) -> None:
+        for tensor in tensors:
+            storage = self._see(tensor, born=False)
+            if storage is not None:
+                storage.category = category
+
+    def _see(self, tensor: torch.Tensor, *, born: bool) -> _Storage | None:
+        if tensor.device.type != self.run.device.type or isinstance(tensor, DTensor):
+            return None
+        try:
+            untyped = tensor.untyped_storage()
+        except NotImplementedError:  # sparse and other tensors without a storage
+            return None
+        known = self._storages.get(untyped._cdata)
+        if known is not None:
+            return known
+        storage = self._register(untyped)
+        size = self._rounded(untyped.nbytes())
+        storage.bytes = size
+        if born:
+            self._timeline.changes.append((storage, size))
+            for region in self._regions:
+                region.append(storage)
+        else:  # never seen being made: it was there before we looked
+            self._timeline.initial.append(storage)
+            self._timeline.initial_bytes[storage] = size
+        return storage
+
+    def _register(self, untyped: torch.UntypedStorage) -> _Storage:
+        key = untyped._cdata
+        storage = _Storage(bytes=0)
+
+        def died(_reference: Any) -> None:
+            self._storages.pop(key, None)
+            self._timeline.changes.append((storage, -storage.bytes))
+            storage.bytes = 0
+
+        storage.reference = weakref.ref(untyped, died)
+        self._storages[key] = storage
+        return storage
+
+    def _resized(self, untyped: torch.UntypedStorage, size: int) -> None:
+        """FSDP frees and makes anew the weights it gathers by resizing their storages."""
+        if untyped.device.type != self.run.device.type:
+            return
+        storage = self._storages.get(untyped._cdata) or self._register(untyped)
+        change = self._rounded(size) - storage.bytes
+        storage.bytes += change
+        storage.gathered, storage.category = True, "temporary"
+        self._timeline.changes.append((storage, change))
+
+    def _rounded(self, size: int) -> int:
+        return -(-size // self.rounding) * self.rounding
+
+
+@contextmanager
+def _watch_resizes(seen: Callable[[torch.UntypedStorage, int], None]) -> Iterator[None]:
+    """Tells of every UntypedStorage.resize_, which no dispatch mode can see."""
+    original = torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, size: int) -> Any:
+        result = original(storage, size)
+        seen(storage, size)
+        return result
+
+    torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.UntypedStorage.resize_ = original  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class CpuAllocations:
+    """The CPU allocator's own account, in bytes: peaks within the named spans of a recording."""
+
+    peaks: dict[str, int]
+
+    def peak(self, prefix: str) -> int:
+        """The highest of the spans whose name starts with `prefix`; 0 if there is none."""
+        return max((p for name, p in self.peaks.items() if name.startswith(prefix)), default=0)
+
+
+class CpuRecorder:
+    """Records every allocation of torch's CPU allocator between entering and leaving.
+
+    What was allocated before is not counted and its release is ignored, so `peaks` are absolute for
+    what is built inside. Source: torch.profiler's [memory] events (profile_memory=True).
+    """
+
+    def __init__(self) -> None:
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self) -> CpuRecorder:
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._profile.__exit__(*exc)  # type: ignore[arg-type]
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Names a stretch of the recording, so that its peak can be asked for."""
+        with record_function(f"bench/{name}"):
+            yield
+
+    def allocations(self) -> CpuAllocations:
+        """To be called after leaving."""
+        events = self._profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        spans = [
+            (e.start_ns(), e.end_ns(), e.name().removeprefix("bench/"))
+            for e in events
+            if e.name().startswith("bench/")
+        ]
+        changes = [
+            (e.start_ns(), e.nbytes())
+            for e in events
+            if e.name() == "[memory]" and e.device_type() == torch._C._autograd.DeviceType.CPU
+        ]
+        changes.sort(key=lambda change: change[0])
+        return CpuAllocations(peaks=_peaks_within(spans, changes))
+
+
+def _peaks_within(
+    spans: list[tuple[int, int, str]], changes: list[tuple[int, int]]
+) -> dict[str, int]:
+    """For each span (start, end, name): the running sum's maximum inside it, its level at the start
+    included."""
+    peaks: dict[str, int] = defaultdict(int)
+    for start, end, name in spans:
+        held = 0
+        for when, change in changes:
+            if when > end:
+                break
+            if when > start:
+                peaks[name] = max(peaks[name], held)
+            held += change
+            if when >= start:
+                peaks[name] = max(peaks[name], held)
+    return dict(peaks)
