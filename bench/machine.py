@@ -150,9 +150,7 @@ class Sensors:
         )
         return Health(
             clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-            temperature_celsius=self._ask(
-                nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU
-            ),
+            temperature_celsius=self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
             power_watts=None if power is None else power / 1000,
             throttled=None if reasons is None else bool(reasons & slowdowns),
             other_processes=sum(1 for p in processes if p.pid != os.getpid()),

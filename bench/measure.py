@@ -15,11 +15,9 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -27,17 +25,16 @@ from bench import device as accelerator
 from bench import flops
 from bench.build import build
 from bench.machine import Health, Sensors
-from bench.memory import PHASES, Attribution, CpuRecorder, Tracker
+from bench.memory import Attribution, CpuRecorder, Tracker
 from bench.models import attention_of, blocks_of
-from bench.state import Run, parameter_counts, quantised_linears
+from bench.state import Run, parameter_counts, parameter_sizes
 from bench.step import step
 from bench.techniques import TECHNIQUES
+from bench.timing import relative_width
 from bench.trial import Timing, Trial
 
 _BLOCK_STEPS = 5
 _RECORDED_STEPS = 2
-_CONFIDENCE = 0.95
-_RESAMPLES = 2000
 
 Report = Callable[[str], None]
 
@@ -46,27 +43,20 @@ class NonFiniteLoss(RuntimeError):  # noqa: N818  # reads as what happened
     """The training diverged; what was measured is not a training step."""
 
 
-@dataclass(frozen=True)
-class Timed:
-    """The timed pass: one entry of `seconds` for each timed step, none dropped."""
-
-    seconds: list[float]
-    block_seconds: float
-    losses: list[float]
-    stop_reason: str
-    cold_seconds: float
-
-
 def measure(
-    trial: Trial, device: torch.device, rank: int, idle_rss_bytes: int, report: Report
-) -> dict[str, Any]:
+    trial: Trial,
+    device: torch.device,
+    rank: int,
+    columns: dict[str, Any],
+    report: Report,
+) -> None:
     """This rank's part of the row: memory, time and proof columns.
 
     Args:
         trial: what to measure.
         device: where this rank trains.
         rank: this process among the trial's ranks.
-        idle_rss_bytes: the process's resident memory before anything was built.
+        columns: filled as facts become known, so that a trial that dies half-way leaves what it knew.
         report: told what begins, for whoever watches from outside.
 
     Raises:
@@ -74,33 +64,34 @@ def measure(
         NotInForce: a technique that the trial asked for did not happen.
         RuntimeError: anything else the libraries raise, running out of memory included.
     """
-    report("build")
+    idle_rss_bytes = _resident_bytes("VmRSS")
     sensors = Sensors(device)
     before = sensors.read()
+
+    report("build")
     started = time.perf_counter()
     run = build(trial, device, rank)
     accelerator.synchronize(device)
-    columns: dict[str, Any] = {"build_seconds": time.perf_counter() - started}
+    columns["build_seconds"] = time.perf_counter() - started
     columns |= _size_columns(run)
     columns |= _prefixed("build_", _peaks(device))
 
     report("warm-up")
     accelerator.reset_peaks(device)
-    warmup, cold_seconds = _warm_up(run)
+    columns |= _warm_up(run)
     columns |= _prefixed("cold_", _peaks(device))
 
     report("timed steps")
     accelerator.reset_peaks(device)
-    timed = _timed(run, trial.timing, warmup, cold_seconds)
+    columns |= _timed(run, trial.timing)
+    columns["losses"] = columns.pop("warmup_losses") + columns.pop("timed_losses")
     columns |= _peaks(device)
-    columns |= _time_columns(trial, timed)
     columns |= _driver_columns(device, before, sensors.read())
-    columns["peak_host_rss_bytes"] = max(0, _peak_rss_bytes() - idle_rss_bytes)
+    columns["peak_host_rss_bytes"] = max(0, _resident_bytes("VmHWM") - idle_rss_bytes)
 
     report("attribution")
-    attribution, evidence = _attribute(run)
+    attribution, columns["evidence"] = _attribute(run)
     columns |= _attribution_columns(attribution)
-    columns["evidence"] = evidence
 
     if device.type == "cpu":
         report("allocator")
@@ -108,27 +99,28 @@ def measure(
         gc.collect()
         columns |= _cpu_allocator(trial, device, rank)
     columns["untracked_bytes"] = columns["peak_allocated_bytes"] - attribution.peak
-    return columns
 
 
-def _warm_up(run: Run) -> tuple[list[float], float]:
-    """Runs the steps nobody times; their losses, and the seconds of the very first one."""
+def _warm_up(run: Run) -> dict[str, Any]:
+    """The steps nobody times, the first of which makes the optimizer's state."""
     started = time.perf_counter()
     losses = [step(run).item()]
-    cold_seconds = time.perf_counter() - started
+    cold_step_seconds = time.perf_counter() - started
     losses += [step(run).item() for _ in range(run.trial.timing.warmup_steps - 1)]
-    return losses, cold_seconds
+    _require_finite(losses)
+    return {"warmup_losses": losses, "cold_step_seconds": cold_step_seconds}
 
 
-def _timed(run: Run, timing: Timing, warmup: list[float], cold_seconds: float) -> Timed:
-    """Blocks of steps until the interval is narrow enough or a budget is spent."""
+def _timed(run: Run, timing: Timing) -> dict[str, Any]:
+    """Blocks of steps until the interval is narrow enough or a budget is spent; no step is dropped."""
     seconds: list[float] = []
-    losses = list(warmup)
+    losses: list[float] = []
     block_seconds = 0.0
-    while True:
+    reason = ""
+    while not reason:
         count = min(_BLOCK_STEPS, timing.max_steps - len(seconds))
         stopwatch = accelerator.Stopwatch(run.device)
-        results = []
+        results: list[torch.Tensor] = []
         _line_up(run.device)
         started = time.perf_counter()
         stopwatch.mark()
@@ -139,41 +131,32 @@ def _timed(run: Run, timing: Timing, warmup: list[float], cold_seconds: float) -
         block_seconds += time.perf_counter() - started
         seconds += stopwatch.seconds()
         losses += [loss.item() for loss in results]
-        if not all(math.isfinite(loss) for loss in losses):
-            raise NonFiniteLoss(
-                f"the loss is not finite after {len(losses)} steps; try a smaller optimizer.lr, a larger "
-                f"optimizer.eps, or precision=bf16"
-            )
+        _require_finite(losses)
         reason = _agree(run.device, _stop_reason(seconds, block_seconds, timing))
-        if reason:
-            return Timed(seconds, block_seconds, losses, reason, cold_seconds)
+    return {
+        "step_seconds": seconds,
+        "block_seconds": block_seconds,
+        "timed_losses": losses,
+        "stop_reason": reason,
+    }
 
 
 def _stop_reason(seconds: list[float], spent: float, timing: Timing) -> str:
     if len(seconds) < timing.min_steps:
         return ""
-    low, high = confidence_interval(seconds)
-    if (high - low) / float(np.median(seconds)) <= timing.relative_ci:
+    if relative_width(seconds) <= timing.relative_ci:
         return "converged"
     if len(seconds) >= timing.max_steps:
         return "max_steps"
     return "budget_seconds" if spent >= timing.budget_seconds else ""
 
 
-def confidence_interval(samples: list[float]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the median (percentile method, Efron 1979), resampled from a
-    fixed seed: the same samples give the same interval.
-
-    A single sample says nothing about its spread: the interval is then infinite.
-    """
-    if len(samples) < 2:
-        return -math.inf, math.inf
-    values = np.asarray(samples)
-    picks = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    medians = np.median(values[picks], axis=1)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    return float(low), float(high)
+def _require_finite(losses: list[float]) -> None:
+    if not all(math.isfinite(loss) for loss in losses):
+        raise NonFiniteLoss(
+            f"the loss became {losses[-1]}: the training diverged, and its steps are not representative; "
+            f"try a smaller optimizer.lr, a larger optimizer.eps, or precision=bf16"
+        )
 
 
 def _line_up(device: torch.device) -> None:
@@ -191,31 +174,6 @@ def _agree(device: torch.device, reason: str) -> str:
     decision = [reason]
     dist.broadcast_object_list(decision, src=0, device=device)
     return str(decision[0])
-
-
-def _time_columns(trial: Trial, timed: Timed) -> dict[str, Any]:
-    median = float(np.median(timed.seconds))
-    low, high = confidence_interval(timed.seconds)
-    quartiles = np.quantile(timed.seconds, [0.25, 0.75])
-    fence = 1.5 * (quartiles[1] - quartiles[0])
-    outside = (np.asarray(timed.seconds) < quartiles[0] - fence) | (
-        np.asarray(timed.seconds) > quartiles[1] + fence
-    )
-    tokens = trial.tokens_per_step
-    return {
-        "step_seconds": timed.seconds,
-        "step_seconds_median": median,
-        "step_seconds_iqr": float(quartiles[1] - quartiles[0]),
-        "step_outliers": int(outside.sum()),
-        "block_seconds": timed.block_seconds,
-        "cold_step_seconds": timed.cold_seconds,
-        "stop_reason": timed.stop_reason,
-        "losses": timed.losses,
-        "tokens_per_step": tokens,
-        "tokens_per_sec_per_device": tokens / median,
-        "tokens_per_sec_per_device_ci_low": tokens / high,
-        "tokens_per_sec_per_device_ci_high": tokens / low if low > 0 else math.inf,
-    }
 
 
 def _size_columns(run: Run) -> dict[str, Any]:
@@ -241,7 +199,6 @@ def _matmul_params(run: Run) -> tuple[int, int, int]:
 
     Matrices count, embeddings do not unless they are tied to the head and multiply there.
     """
-    quantised = {m.weight: m.in_features * m.out_features for m in quantised_linears(run.model)}
     inside = {p for block in blocks_of(run.model).values() for p in block.parameters()}
     looked_up = {m.weight for m in run.model.modules() if isinstance(m, torch.nn.Embedding)}
     multiplied = {
@@ -250,10 +207,9 @@ def _matmul_params(run: Run) -> tuple[int, int, int]:
         if hasattr(m, "weight") and not isinstance(m, torch.nn.Embedding)
     }
     counts = [0, 0, 0]
-    for parameter in run.model.parameters():
+    for parameter, size in parameter_sizes(run.model).items():
         if parameter.ndim < 2 or (parameter in looked_up and parameter not in multiplied):
             continue
-        size = quantised.get(parameter, parameter.numel())
         counts[0] += size
         counts[1] += size if parameter.requires_grad else 0
         counts[2] += size if parameter in inside else 0
@@ -347,12 +303,10 @@ def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, A
     }
 
 
-def _peak_rss_bytes() -> int:
-    """The process's high-water mark of resident memory, its own and not its parent's."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-__all__ = ["PHASES", "NonFiniteLoss", "Timed", "confidence_interval", "measure"]
+def _resident_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (high-water mark) of this process; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)

@@ -161,7 +161,8 @@ class Tracker(TorchDispatchMode):
         self._know("gradient", gradient_tensors(self.run.model))
         if phase == "backward":
             self._keep(s for s, _ in self._timeline.changes)
-        if phase == "done":
+        if phase == "done":  # quantisation state may have been made anew in the forward
+            self._know("parameter", weight_tensors(self.run.model))
             self._know("optimizer", optimizer_tensors(self.run.optimizer))
         self._phase = phase
         self._timeline.phases.append((len(self._timeline.changes), phase))
@@ -185,7 +186,7 @@ class Tracker(TorchDispatchMode):
     def _know(self, category: str, tensors: Iterator[torch.Tensor]) -> None:
         for tensor in tensors:
             storage = self._see(tensor, born=False)
-            if storage is not None:
+            if storage is not None and not storage.gathered:
                 storage.category = category
 
     def _see(self, tensor: torch.Tensor, *, born: bool) -> _Storage | None:
@@ -290,7 +291,7 @@ class CpuRecorder:
 
     def allocations(self) -> CpuAllocations:
         """To be called after leaving."""
-        events = self._profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        events: Any = self._profile.profiler.kineto_results.events()  # type: ignore[union-attr]
         spans = [
             (e.start_ns(), e.end_ns(), e.name().removeprefix("bench/"))
             for e in events
@@ -305,9 +306,7 @@ class CpuRecorder:
         return CpuAllocations(peaks=_peaks_within(spans, changes))
 
 
-def _peaks_within(
-    spans: list[tuple[int, int, str]], changes: list[tuple[int, int]]
-) -> dict[str, int]:
+def _peaks_within(spans: list[tuple[int, int, str]], changes: list[tuple[int, int]]) -> dict[str, int]:
     """For each span (start, end, name): the running sum's maximum inside it, its level at the start
     included."""
     peaks: dict[str, int] = defaultdict(int)

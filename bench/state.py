@@ -123,14 +123,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor
         yield value
 
 
+def parameter_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Elements of each parameter, unsharded and unpacked: a 4-bit weight counts two a byte."""
+    sizes = {parameter: parameter.numel() for parameter in model.parameters()}
+    for module in quantised_linears(model):
+        weight, rows, columns = module.weight, module.out_features, module.in_features
+        sizes[weight] = rows * columns  # type: ignore[index,operator,assignment]
+    return sizes
+
+
 def parameter_counts(run: Run) -> tuple[int, int]:
     """All parameters and those that train, counted unsharded and unpacked (4-bit: two a byte)."""
-    total = trainable = 0
-    unpacked = {
-        module.weight: module.in_features * module.out_features for module in quantised_linears(run.model)
-    }
-    for parameter in run.model.parameters():
-        count = unpacked.get(parameter, parameter.numel())
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return total, trainable
+    sizes = parameter_sizes(run.model)
+    return sum(sizes.values()), sum(n for p, n in sizes.items() if p.requires_grad)

@@ -68,7 +68,8 @@ def pretrained_values(trial: Trial) -> Values:
         tensor = state[name].detach()
         if tensor.shape != shape:  # a Conv1D that became a quantised Linear
             tensor = tensor.t()
-        return tensor.to(device)
+        moved: torch.Tensor = tensor.to(device)
+        return moved
 
     return values
 

@@ -1,0 +1,111 @@
+"""Inside the fresh process: one rank of one trial, from a Trial to messages for the parent.
+
+A message is a pair (kind, payload): `device` with what the trial runs on, `stage` as each stage begins,
+and one last word: `ok`, `skipped`, `oom` or `error`. Importing this module imports the whole stack and
+touches no device; the fork server does it once for all trials.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bench import device as accelerator
+from bench.machine import hardware
+from bench.measure import measure
+from bench.trial import Trial, skip_reason
+
+Send = Callable[[str, Any], None]
+
+
+def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
+    """Executes one rank of `trial` and reports; raises nothing.
+
+    Args:
+        trial: what to execute.
+        rank: 0 to trial.world_size - 1.
+        rendezvous: a path that the trial's ranks share and nobody else uses.
+        send: takes (kind, payload) to the parent.
+    """
+    columns: dict[str, Any] = {}
+    device = torch.device("cpu")
+    try:
+        first = accelerator.resolve(trial.device)
+        reason = skip_reason(trial, first.type, accelerator.count(first.type))
+        if reason:
+            send("skipped", {"reason": reason})
+            return
+        device = accelerator.resolve(trial.device, rank)
+        _settle(trial, device)
+        send("device", hardware(device))
+        if trial.fsdp.name != "off":
+            _join(trial, device, rank, rendezvous)
+        started = time.perf_counter()
+        measure(trial, device, rank, columns, lambda stage: send("stage", stage))
+        columns["working_seconds"] = time.perf_counter() - started
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+        send("ok", columns)
+    except BaseException as error:
+        send(*_last_word(error, device, columns))
+
+
+def _last_word(
+    error: BaseException, device: torch.device, columns: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    text = "".join(traceback.format_exception(error))
+    print(text, file=sys.stderr, flush=True)
+    ran_out, asked = accelerator.out_of_memory(error)
+    found = accelerator.counters(device) if ran_out else None
+    if found is not None:
+        columns["peak_allocated_bytes"] = found.peak_allocated
+        columns["peak_reserved_bytes"] = found.peak_reserved
+    columns["oom_requested_bytes"] = asked
+    reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    return ("oom" if ran_out else "error"), {
+        "reason": reason,
+        "traceback": text,
+        "columns": columns,
+    }
+
+
+def _settle(trial: Trial, device: torch.device) -> None:
+    """Threads, and the device with its pretended size."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(trial.threads or max(1, cores // trial.world_size))
+    accelerator.enter(device, trial.memory_limit_bytes)
+    if device.type == "cpu" and trial.memory_limit_bytes is not None:
+        torch.ones(1 << 20).sum()  # the thread pool's stacks exist before the limit counts
+        held = _data_bytes()
+        resource.setrlimit(resource.RLIMIT_DATA, (held + trial.memory_limit_bytes,) * 2)
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA counts: this process's private writable memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData"):
+            return int(line.split()[1]) * 1024
+    raise OSError("memory_limit_bytes on a CPU needs /proc/self/status, which this system lacks")
+
+
+def _join(trial: Trial, device: torch.device, rank: int, rendezvous: str) -> None:
+    """The trial's process group, over a file: no port to collide on, no host name to resolve."""
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    dist.init_process_group(
+        backend=dist.get_default_backend_for_device(device),
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=trial.world_size,
+        device_id=device if device.type != "cpu" else None,
+    )
