@@ -129,10 +129,23 @@ def _start(trial: Trial, log: Path, rendezvous: str) -> list[_Worker]:
         process = context.Process(
             target=_enter, args=(theirs, trial, rank, rendezvous, str(rank_log)), daemon=True
         )
-        process.start()
+        with _start_method("forkserver"):
+            process.start()
         theirs.close()
         workers.append(_Worker(process, ours))
     return workers
+
+
+@contextmanager
+def _start_method(method: str) -> Iterator[None]:
+    """A child is told its parent's default start method, and does not start if that is one that only the
+    parent knows (a joblib worker's is loky)."""
+    default = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(default, force=True)
 
 
 @contextmanager

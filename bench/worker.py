@@ -45,7 +45,7 @@ def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
             send("skipped", {"reason": reason})
             return
         device = accelerator.resolve(trial.device, rank)
-        _settle(trial, device)
+        columns["threads"] = _settle(trial, device)
         send("device", hardware(device))
         if trial.fsdp.name != "off":
             _join(trial, device, rank, rendezvous)
@@ -79,8 +79,8 @@ def _last_word(
     }
 
 
-def _settle(trial: Trial, device: torch.device) -> None:
-    """Threads, and the device with its pretended size."""
+def _settle(trial: Trial, device: torch.device) -> int:
+    """Threads, whose number it returns, and the device with its pretended size."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(trial.threads or max(1, cores // trial.world_size))
     accelerator.enter(device, trial.memory_limit_bytes)
@@ -88,6 +88,7 @@ def _settle(trial: Trial, device: torch.device) -> None:
         torch.ones(1 << 20).sum()  # the thread pool's stacks exist before the limit counts
         held = _data_bytes()
         resource.setrlimit(resource.RLIMIT_DATA, (held + trial.memory_limit_bytes,) * 2)
+    return torch.get_num_threads()
 
 
 def _data_bytes() -> int:

@@ -1,0 +1,257 @@
+"""The row: its schema, how an outcome becomes one, how it is written whole or not at all, and read back.
+
+One parquet file holds one row, under `results_dir/trials/`. It is written under a hidden name and renamed,
+so that `pandas.read_parquet(results_dir + "/trials")` never meets half a file. Columns may be added;
+readers fill what an older row lacks with null. Bytes and seconds are stored as such.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from bench import timing
+from bench.flops import peak_flops_per_sec
+from bench.isolate import Outcome
+from bench.machine import PACKAGES
+from bench.trial import Trial
+
+SCHEMA_VERSION = 1
+
+_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary", "input")
+
+# What the ranks of one trial may disagree on: the row holds the largest, `per_rank` keeps them all.
+RANK_BYTES = (
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_device_used_bytes",
+    "context_bytes",
+    "peak_host_rss_bytes",
+    "build_peak_allocated_bytes",
+    "build_peak_reserved_bytes",
+    "cold_peak_allocated_bytes",
+    "cold_peak_reserved_bytes",
+    "tracked_peak_bytes",
+    "gathered_max_bytes",
+    *(f"{category}_bytes" for category in _CATEGORIES),
+    *(f"{category}_max_bytes" for category in _CATEGORIES),
+    *(f"{phase}_tracked_peak_bytes" for phase in ("forward", "backward", "optimizer")),
+    "untracked_bytes",
+    "oom_requested_bytes",
+)
+
+_PER_RANK = pa.list_(
+    pa.struct([("rank", _INT), ("step_seconds_median", _REAL), *((n, _INT) for n in RANK_BYTES)])
+)
+
+SCHEMA = pa.schema(
+    [
+        # identity
+        *((name, _TEXT) for name in ("trial_id", "sweep_id")),
+        ("replicate", _INT),
+        ("started_at", pa.timestamp("us", tz="UTC")),
+        *((name, _TEXT) for name in ("method", "status", "reason", "traceback")),
+        # axes
+        *((name, _TEXT) for name in ("model", "precision", "lora")),
+        ("lora_rank", _INT),
+        *((name, _TEXT) for name in ("checkpointing", "fsdp")),
+        ("world_size", _INT),
+        *((name, _TEXT) for name in ("offload", "optimizer", "workload")),
+        *((n, _INT) for n in ("micro_batch_size", "seq_len", "grad_accum_steps", "seed", "threads")),
+        *((n, _TEXT) for n in ("param_dtype", "compute_dtype", "quantization", "attention")),
+        ("memory_limit_bytes", _INT),
+        *((name, _TEXT) for name in ("overrides", "definition")),
+        # size
+        *((name, _INT) for name in ("param_count", "trainable_param_count")),
+        # memory
+        *((name, _INT) for name in RANK_BYTES),
+        ("peak_phase", _TEXT),
+        ("per_rank", _PER_RANK),
+        # time
+        ("step_seconds", pa.list_(_REAL)),
+        *((name, _REAL) for name in ("step_seconds_median", "step_seconds_iqr")),
+        ("step_outliers", _INT),
+        ("tokens_per_step", _INT),
+        *((f"tokens_per_sec_per_device{end}", _REAL) for end in ("", "_ci_low", "_ci_high")),
+        *((n, _REAL) for n in ("tokens_per_sec_global", "mfu", "hfu", "model_flops_per_step")),
+        *((n, _REAL) for n in ("hardware_flops_per_step", "block_seconds", "cold_step_seconds")),
+        *((name, _REAL) for name in ("build_seconds", "wall_seconds", "overhead_seconds")),
+        ("stop_reason", _TEXT),
+        # proof
+        ("evidence", _TEXT),
+        ("losses", pa.list_(_REAL)),
+        *((name, _BOOL) for name in ("device_throttled", "device_shared")),
+        *((f"clock_mhz_{when}", _INT) for when in ("before", "after")),
+        *((f"temperature_celsius_{when}", _INT) for when in ("before", "after")),
+        *((f"power_watts_{when}", _REAL) for when in ("before", "after")),
+        # provenance
+        ("device_name", _TEXT),
+        ("device_memory_bytes", _INT),
+        ("driver_version", _TEXT),
+        *((f"{package}_version", _TEXT) for package in PACKAGES),
+        *((name, _TEXT) for name in ("python_version", "hostname", "git_commit")),
+        ("git_dirty", _BOOL),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table.
+
+    Args:
+        trial: what was executed.
+        outcome: how it went.
+        identity: what the door knows: sweep_id, replicate, started_at, overrides, provenance.
+    """
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row |= {name: value for name, value in identity.items() if name in row}
+    row |= _axes(trial)
+    row |= {
+        "trial_id": trial.trial_id,
+        "definition": json.dumps(trial.definition(), sort_keys=True),
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "traceback": outcome.traceback,
+        "wall_seconds": outcome.wall_seconds,
+        **outcome.hardware,
+    }
+    if any(outcome.ranks):
+        row |= _merged(trial, outcome)
+    return row
+
+
+def _axes(trial: Trial) -> dict[str, Any]:
+    return {
+        "method": trial.method,
+        "model": trial.model.label,
+        "precision": trial.precision.name,
+        "lora": trial.lora.name,
+        "lora_rank": trial.lora.rank if trial.lora.enabled else None,
+        "checkpointing": trial.checkpointing.name,
+        "fsdp": trial.fsdp.name,
+        "world_size": trial.world_size,
+        "offload": trial.offload.name,
+        "optimizer": trial.optimizer.name,
+        "workload": trial.workload.name,
+        "micro_batch_size": trial.micro_batch_size,
+        "seq_len": trial.seq_len,
+        "grad_accum_steps": trial.grad_accum_steps,
+        "seed": trial.seed,
+        "param_dtype": trial.precision.param_dtype,
+        "compute_dtype": trial.precision.compute_dtype,
+        "quantization": trial.precision.quantization,
+        "memory_limit_bytes": trial.memory_limit_bytes,
+    }
+
+
+def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """Ranks to one row: bytes take the largest, losses the mean, rates add up."""
+    ranks = outcome.ranks
+    row = {k: v for k, v in next(filter(None, ranks)).items() if k in SCHEMA.names}
+    for name in RANK_BYTES:
+        values = [r[name] for r in ranks if r.get(name) is not None]
+        row[name] = max(values) if values else None
+    if "tracked_peak_bytes" in row and row["tracked_peak_bytes"] is not None:
+        row |= _largest_rank(ranks)
+    row["per_rank"] = [
+        {"rank": rank, **{name: columns.get(name) for name in RANK_BYTES}, **_rank_time(columns)}
+        for rank, columns in enumerate(ranks)
+    ]
+    if outcome.status != "ok":
+        return row
+    losses = [r["losses"] for r in ranks]
+    row["losses"] = [sum(step) / len(step) for step in zip(*losses, strict=True)]
+    row |= timing.columns(
+        timing.slowest_rank([r["step_seconds"] for r in ranks]),
+        tokens_per_step=trial.tokens_per_step,
+        world_size=trial.world_size,
+    )
+    row["overhead_seconds"] = outcome.wall_seconds - max(r["working_seconds"] for r in ranks)
+    row["evidence"] = json.dumps(_evidence([r["evidence"] for r in ranks]), sort_keys=True)
+    return row | _utilisation(trial, row, outcome.hardware.get("device_name") or "")
+
+
+def _largest_rank(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The categories at the peak of the rank whose peak was largest: they sum to its tracked peak."""
+    largest = max(ranks, key=lambda r: r.get("tracked_peak_bytes") or 0)
+    names = [f"{category}_bytes" for category in _CATEGORIES]
+    return {name: largest.get(name) for name in (*names, "tracked_peak_bytes", "peak_phase")}
+
+
+def _rank_time(columns: dict[str, Any]) -> dict[str, Any]:
+    seconds = columns.get("step_seconds")
+    if not seconds:
+        return {"step_seconds_median": None}
+    return {"step_seconds_median": sorted(seconds)[len(seconds) // 2]}
+
+
+def _evidence(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first rank's evidence; where ranks differ, the list of what each of them says."""
+    return {
+        name: value if all(r.get(name) == value for r in ranks) else [r.get(name) for r in ranks]
+        for name, value in ranks[0].items()
+    }
+
+
+def _utilisation(trial: Trial, row: dict[str, Any], device_name: str) -> dict[str, Any]:
+    peak = peak_flops_per_sec(device_name, trial.precision.compute_dtype)
+    if peak is None or trial.precision.quantization != "none":
+        return {"mfu": None, "hfu": None}
+    available = peak * row["step_seconds_median"]
+    return {
+        "mfu": row["model_flops_per_step"] / available,
+        "hfu": row["hardware_flops_per_step"] / available,
+    }
+
+
+def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
+    """Writes one row as `results_dir/trials/name.parquet`, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder = results_dir / "trials"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.parquet"
+    hidden = folder / f".{name}.{os.getpid()}.tmp"  # readers of a folder pass over hidden names
+    table = pa.Table.from_pylist([row], schema=SCHEMA)
+    try:
+        with hidden.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(target)
+    finally:
+        hidden.unlink(missing_ok=True)
+    return target
+
+
+def _table(results_dir: Path, sweep_id: str | None) -> pa.Table:
+    folder = results_dir / "trials"
+    if not folder.is_dir():
+        return SCHEMA.empty_table()
+    chosen = None if sweep_id is None else ds.field("sweep_id") == sweep_id
+    return ds.dataset(folder, schema=SCHEMA, format="parquet").to_table(filter=chosen).sort_by("started_at")
+
+
+def read(results_dir: Path, sweep_id: str | None = None) -> pd.DataFrame:
+    """The rows under `results_dir/trials`, oldest first; of one sweep only, if asked.
+
+    Columns that a row's schema version did not have are null; there may be no rows at all.
+    """
+    return _table(results_dir, sweep_id).to_pandas()
+
+
+def records(results_dir: Path, sweep_id: str | None = None) -> list[dict[str, Any]]:
+    """The same rows as plain dicts, null as None."""
+    rows: list[dict[str, Any]] = _table(results_dir, sweep_id).to_pylist()
+    return rows

@@ -1,0 +1,33 @@
+"""The door: `python bench/run.py key=value ...` is one trial, `-m` with comma-separated values a sweep.
+
+It starts light, checks the whole command line, hands it to Hydra, and shows what came of it. Exit codes:
+0 when every trial is ok, oom or skipped; 1 when one is error or timeout; 2 when the command line is wrong;
+130 after Ctrl-C.
+"""
+
+import sys
+from pathlib import Path
+
+# Running a script puts its own folder first on sys.path, where our modules would shadow others'.
+sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from bench.config import register_resolvers  # noqa: E402
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def job(config: DictConfig) -> None:
+    """One Hydra job, under whatever launcher: one trial in fresh processes, one row."""
+    from bench import sweep
+
+    sweep.run_job(config)
+
+
+if __name__ == "__main__":
+    from bench import sweep
+
+    sys.exit(sweep.main(job, sys.argv))

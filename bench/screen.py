@@ -1,0 +1,205 @@
+"""What the person sees: a line while each trial runs, one table when the sweep has ended.
+
+On a terminal the running line is live, redrawn once a second: the parent must not take time from what is
+being timed. Elsewhere (a file, a pipe, a CI log) there is one plain line for each trial as it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bench.config import Command
+
+_GIB = 2**30
+_COLOURS = {"ok": "green", "oom": "yellow", "skipped": "cyan", "timeout": "red", "error": "red"}
+_PLAIN_WIDTH = 160
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+
+
+@dataclass
+class _Sweep:
+    """The sweep that this process shows; under launchers with processes of their own there is none."""
+
+    size: int
+    live: Progress | None
+    started: float = field(default_factory=time.monotonic)
+    done: int = 0
+
+    def expected(self) -> str:
+        """Time left, from the trials so far; nothing before the first has ended."""
+        if not self.done:
+            return ""
+        left = (time.monotonic() - self.started) / self.done * (self.size - self.done)
+        return f", about {_duration(left)} left"
+
+
+_sweep: _Sweep | None = None
+
+
+@contextmanager
+def progress(size: int) -> Iterator[None]:
+    """Shows the sweep's progress while entered; `size` trials are expected."""
+    global _sweep
+    console = _console()
+    if not console.is_terminal:
+        _sweep = _Sweep(size, None)
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, refresh_per_second=1, transient=True) as live:
+        _sweep = _Sweep(size, live)
+        yield
+
+
+@dataclass
+class Line:
+    """One trial's line, from its beginning to its end."""
+
+    number: int
+    size: int
+    label: str
+    task: Any = None
+
+    def stage(self, stage: str) -> None:
+        """Shows what the trial is doing."""
+        if _sweep and _sweep.live:
+            text = f"trial {self.number} of {self.size}: {self.label}  [{stage}]{_sweep.expected()}"
+            _sweep.live.update(self.task, description=escape(text))
+
+    def end(self, row: dict[str, Any]) -> None:
+        """Replaces the running line by what came of it."""
+        said = f"{self.number:>{len(str(self.size))}}/{self.size}"
+        took = _duration(row["wall_seconds"])
+        text = f"{said}  {row['status']:<8}{_facts(row)}  {self.label}  ({took}"
+        if not _sweep:
+            print(f"{text})", flush=True)
+            return
+        _sweep.done += 1
+        elapsed = _duration(time.monotonic() - _sweep.started)
+        text += f"; {elapsed} so far{_sweep.expected()})"
+        if _sweep.live:
+            _sweep.live.remove_task(self.task)
+            _sweep.live.console.print(escape(text), style=_COLOURS[row["status"]], highlight=False)
+        else:
+            print(text, flush=True)
+
+
+def begin(number: int, size: int, overrides: list[str], replicate: int) -> Line:
+    """A trial begins; `number` counts from 0."""
+    label = " ".join(overrides) or "(defaults)"
+    line = Line(number + 1, size, label + (f" #{replicate + 1}" if replicate else ""))
+    if _sweep and _sweep.live:
+        line.task = _sweep.live.add_task("")
+        line.stage("start")
+    return line
+
+
+def _facts(row: dict[str, Any]) -> str:
+    if row["status"] == "ok":
+        rate = row["tokens_per_sec_per_device"]
+        return f"{_gib(row['peak_allocated_bytes'])} GiB  {rate:,.0f} tokens/s"
+    return str(row["reason"])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _gib(size: float) -> str:
+    """GiB to three significant digits or more."""
+    gib = size / _GIB
+    return f"{gib:.1f}" if gib >= 100 else f"{gib:.2f}" if gib >= 1 else f"{gib:.4f}"
+
+
+Rows = list[dict[str, Any]]
+
+
+def labels(rows: Rows) -> list[str]:
+    """What tells the rows of one sweep apart: the overrides that they do not all share."""
+    words = [shlex.split(row["overrides"])[2:] for row in rows]
+    shared = set.intersection(*(set(line) for line in words)) if len(words) > 1 else set()
+    several = len({row["replicate"] for row in rows}) > 1
+    return [
+        (" ".join(w for w in line if w not in shared) or "(defaults)")
+        + (f" #{row['replicate'] + 1}" if several else "")
+        for line, row in zip(words, rows, strict=True)
+    ]
+
+
+def table(rows: Rows) -> Table:
+    """One line for each trial; changes are against the first row that is ok."""
+    columns = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    columns.add_column("trial", overflow="fold")
+    columns.add_column("status")
+    columns.add_column("peak GiB", justify="right")
+    columns.add_column("change", justify="right")
+    columns.add_column("tokens/s/device [95 %]", justify="right")
+    columns.add_column("change", justify="right")
+    if any(row["reason"] for row in rows):
+        columns.add_column("reason", overflow="fold")
+    first = next((row for row in rows if row["status"] == "ok"), None)
+    for label, row in zip(labels(rows), rows, strict=True):
+        cells = [escape(label), row["status"], *_cells(row, first)]
+        if row["reason"]:
+            cells.append(escape(row["reason"]))
+        columns.add_row(*cells, style=_COLOURS[row["status"]])
+    return columns
+
+
+def _cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
+    peak = row["peak_allocated_bytes"]
+    if row["status"] != "ok" or first is None:
+        return ["" if peak is None else _gib(peak), "", "", ""]
+    rate, low, high = (row[f"tokens_per_sec_per_device{end}"] for end in ("", "_ci_low", "_ci_high"))
+    return [
+        _gib(peak),
+        _change(row, first, "peak_allocated_bytes"),
+        f"{rate:,.0f} \\[{low:,.0f}, {high:,.0f}]",
+        _change(row, first, "tokens_per_sec_per_device"),
+    ]
+
+
+def _change(row: dict[str, Any], first: dict[str, Any], column: str) -> str:
+    if row is first:
+        return "first"
+    return f"{(row[column] / first[column] - 1) * 100:+.1f} %"
+
+
+def show(rows: Rows, command: Command, interrupted: bool) -> None:
+    """The table of a finished sweep, where its rows are, and how to get one of them again."""
+    console = _console()
+    if not rows:
+        console.print("No trial has ended; no row was written.")
+        return
+    device = next((row["device_name"] for row in rows if row["device_name"]), "no device")
+    console.print(f"\n{escape(device)}, {len(rows)} of {command.size} trials\n", highlight=False)
+    console.print(table(rows), highlight=False)
+    if interrupted:
+        console.print("\nInterrupted; the rows above are complete and stay.", highlight=False)
+    trials = os.path.relpath(command.results_dir / "trials")
+    shown = str(command.results_dir / "trials") if trials.startswith("..") else trials
+    console.print(f"\nRows       {escape(shown)}  (sweep_id {command.sweep_id})", highlight=False)
+    console.print(f"Once more  {escape(rows[-1]['overrides'])}", highlight=False)
+    if any(row["status"] in ("error", "timeout") for row in rows):
+        logs = command.results_dir / "logs" / command.sweep_id
+        console.print(f"Logs       {escape(str(logs))}", highlight=False)
