@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -189,23 +189,20 @@ def _parse(arguments: list[str]) -> list[Override]:
 
 def _values(override: Override) -> list[str]:
     """The override once for each value it sweeps over, each as its own command line word."""
-    key = override.input_line.partition("=")[0] if override.input_line else override.key_or_group
+    word = str(override.input_line)
     if not override.is_sweep_override():
-        return [override.input_line or ""]
-    discrete = override.is_discrete_sweep()
-    values = override.sweep_string_iterator() if discrete else _glob(override)
-    return [f"{key}={value}" for value in values]
-
-
-def _glob(override: Override) -> list[str]:
-    glob = override.value()
-    if not hasattr(glob, "filter"):
-        raise CommandError(f"{override.input_line}: this kind of sweep needs another Hydra sweeper")
-    levels = _levels(override.key_or_group)
-    found: list[str] = glob.filter(levels)
-    if not found:
-        raise CommandError(f"{override.input_line}: matches none of {', '.join(levels)}")
-    return found
+        return [word]
+    if not override.is_discrete_sweep():
+        raise CommandError(f"{word}: this kind of sweep needs another Hydra sweeper")
+    swept = override.value()
+    if not isinstance(swept, Glob):
+        values = list(override.sweep_string_iterator())
+    else:
+        levels = _levels(override.key_or_group)
+        values = swept.filter(levels)
+        if not values:
+            raise CommandError(f"{word}: matches none of {', '.join(levels)}")
+    return [f"{word.partition('=')[0]}={value}" for value in values]
 
 
 def _levels(axis: str) -> list[str]:

@@ -121,7 +121,16 @@ def on_meta(trial: Trial) -> nn.Module:
     with init_empty_weights(include_buffers=False):
         model: nn.Module = auto_class(config).from_config(config, dtype=DTYPES[trial.precision.param_dtype])
     model.tie_weights()  # type: ignore[operator]  # constructing on meta unties what was tied
+    if not trial.model.pretrained and not trial.model.tie_embeddings:
+        _untie_head(model)
     return model.train()
+
+
+def _untie_head(model: Any) -> None:
+    """transformers 5 ties mT5's head whatever its config says; the published models have their own."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:

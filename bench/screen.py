@@ -159,14 +159,15 @@ def table(rows: Rows) -> Table:
         columns.add_column("reason", overflow="fold")
     first = next((row for row in rows if row["status"] == "ok"), None)
     for label, row in zip(labels(rows), rows, strict=True):
-        cells = [escape(label), row["status"], *_cells(row, first)]
+        cells = [escape(label), row["status"], *map(escape, cells(row, first))]
         if row["reason"]:
             cells.append(escape(row["reason"]))
         columns.add_row(*cells, style=_COLOURS[row["status"]])
     return columns
 
 
-def _cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
+def cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
+    """Peak, its change, rate with interval, its change, as text; changes are against `first`."""
     peak = row["peak_allocated_bytes"]
     if row["status"] != "ok" or first is None:
         return ["" if peak is None else _gib(peak), "", "", ""]
@@ -174,7 +175,7 @@ def _cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
     return [
         _gib(peak),
         _change(row, first, "peak_allocated_bytes"),
-        f"{rate:,.0f} \\[{low:,.0f}, {high:,.0f}]",
+        f"{rate:,.0f} [{low:,.0f}, {high:,.0f}]",
         _change(row, first, "tokens_per_sec_per_device"),
     ]
 

@@ -1,0 +1,80 @@
+"""Shared by all tests: how a Trial, a run or a whole command is made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from bench.config import CONF, register_resolvers, trial_of
+from bench.trial import Trial
+
+ROOT = Path(__file__).resolve().parents[1]
+
+register_resolvers()
+torch.set_num_threads(
+    1
+)  # the models are tiny, and two pools of threads on two cores spin against each other
+
+
+def make_trial(*overrides: str) -> Trial:
+    """The trial that `python bench/run.py OVERRIDES` would execute, timed as briefly as possible."""
+    brief = ["timing.min_steps=2", "timing.max_steps=2", "timing.warmup_steps=2"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return trial_of(compose("config", overrides=[*brief, *overrides]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.accelerator.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no accelerator on this machine"))
+
+
+class Command:
+    """A finished `python bench/run.py`: exit code, what it printed, and the rows it left."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str], results_dir: Path) -> None:
+        self.code = done.returncode
+        self.out = done.stdout
+        self.err = done.stderr
+        self.results_dir = results_dir
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """As anyone would read them: plain pandas, nothing of ours."""
+        return pd.read_parquet(self.results_dir / "trials").sort_values("started_at", ignore_index=True)
+
+
+def door(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "run.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        timeout=600,
+        check=False,
+    )
+
+
+BRIEF = ("timing.min_steps=3", "timing.max_steps=3")
+
+
+@pytest.fixture
+def bench_run(tmp_path: Path) -> Callable[..., Command]:
+    """Runs the door for real, briefly timed, into a folder of the test's own."""
+
+    def run(*arguments: str, brief: bool = True) -> Command:
+        results_dir = tmp_path / "results"
+        given = [*arguments, *(BRIEF if brief else ()), f"results_dir={results_dir}"]
+        return Command(door(*given), results_dir)
+
+    return run

@@ -1,0 +1,91 @@
+"""conf/ and the command line: every level composes, every mistake is found before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.config import CONF, CommandError, check
+from tests.conftest import make_trial
+
+LEVELS = sorted(CONF.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_level_composes_into_a_trial_that_carries_its_name(level: Path) -> None:
+    trial = make_trial(f"{level.parent.name}={level.stem}")
+    assert getattr(trial, level.parent.name).name == level.stem
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_level_says_what_it_is(level: Path) -> None:
+    assert level.read_text().startswith("# ")
+
+
+def test_levels_of_an_axis_have_the_same_keys() -> None:
+    for axis in {path.parent for path in LEVELS}:
+        keys = {frozenset(yaml.safe_load(path.read_text())) for path in axis.glob("*.yaml")}
+        assert len(keys) == 1, f"{axis.name}: a key that one level lacks cannot be swept across levels"
+
+
+def checked(*arguments: str, multirun: bool = True) -> int | None:
+    return check(list(arguments), multirun=multirun, sweep_id="s").size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ((), 1),
+        (("precision=fp16,int8", "lora=on,off"), 4),
+        (("lora.rank=range(1,5)", "lora=on"), 4),
+        (("precision=glob(*pure)",), 2),
+        (("precision=fp16,int8", "replicates=3"), 6),
+    ],
+)
+def test_size_of_a_sweep(arguments: tuple[str, ...], size: int) -> None:
+    assert checked(*arguments) == size
+
+
+def test_replicates_are_interleaved() -> None:
+    command = check(["precision=fp16,int8", "replicates=2"], multirun=True, sweep_id="s")
+    assert command.arguments[0] == "replicate=0,1", "the first override varies slowest"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("presicion=fp16", "presicion: no such axis or key (did you mean precision?)"),
+        ("precision=fp61", "precision=fp61: no such level (did you mean fp16?)"),
+        ("precision=fp16,fp61", "precision=fp61: no such level"),
+        ("micro_batch_size=abc", "micro_batch_size: value 'abc' of type 'str' could not be converted"),
+        ("micro_batch_size=1,2,abc", "micro_batch_size: value 'abc'"),
+        ("lora.rank=1.5", "lora.rank: value '1.5'"),
+        ("lora.rank=0", "lora.rank=0: must be at least 1"),
+        ("+precison=fp16", "precison: no such axis or key"),
+        ("+lora.rnak=3", "lora.rnak"),
+        ("method=guess", "method=guess: choose one of"),
+        ("lora=[on", "cannot read the command line"),
+        ("replicates=0", "replicates=0: must be from 1"),
+        ("replicates=1,2", "replicates cannot be swept"),
+        ("timeout_seconds=0", "timeout_seconds=0: must be greater than 0"),
+        ("results_dir=", "results_dir is empty"),
+        ("seed=interval(1,2)", "needs another Hydra sweeper"),
+        ("precision=glob(x*)", "matches none of"),
+    ],
+)
+def test_a_mistake_is_one_clear_message(argument: str, message: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        checked(argument)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_values_without_m_say_so() -> None:
+    with pytest.raises(CommandError, match="several values need -m"):
+        checked("precision=fp16,int8", multirun=False)
+
+
+def test_combinations_of_valid_values_are_not_mistakes() -> None:
+    assert checked("precision=nf4,fp32", "lora=on,off", "offload=params,off", "fsdp=off,no_shard") == 16
