@@ -85,7 +85,10 @@ class _Timeline:
         by_phase: dict[str, int] = dict.fromkeys(PHASES, 0)
         starts = dict(self.phases)  # where several phases start at one place, the last one counts
         for index, (storage, change) in enumerate(self.changes):
-            phase = starts.get(index, phase)
+            if index in starts:
+                phase = starts[index]
+                if phase in by_phase:  # it begins with what the one before left
+                    by_phase[phase] = max(by_phase[phase], total)
             total += change
             held[storage.category] += change
             if storage.gathered:

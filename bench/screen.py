@@ -159,10 +159,8 @@ def table(rows: Rows) -> Table:
         columns.add_column("reason", overflow="fold")
     first = next((row for row in rows if row["status"] == "ok"), None)
     for label, row in zip(labels(rows), rows, strict=True):
-        cells = [escape(label), row["status"], *map(escape, cells(row, first))]
-        if row["reason"]:
-            cells.append(escape(row["reason"]))
-        columns.add_row(*cells, style=_COLOURS[row["status"]])
+        said = [label, row["status"], *cells(row, first), *filter(None, [row["reason"]])]
+        columns.add_row(*map(escape, said), style=_COLOURS[row["status"]])
     return columns
 
 
