@@ -65,6 +65,20 @@ def measure(
         RuntimeError: anything else the libraries raise, running out of memory included.
     """
     idle_rss_bytes = _resident_bytes("VmRSS")
+    try:
+        _passes(trial, device, rank, columns, report, idle_rss_bytes)
+    finally:  # a trial that ran out of memory has a peak too
+        columns.setdefault("peak_host_rss_bytes", max(0, _resident_bytes("VmHWM") - idle_rss_bytes))
+
+
+def _passes(
+    trial: Trial,
+    device: torch.device,
+    rank: int,
+    columns: dict[str, Any],
+    report: Report,
+    idle_rss_bytes: int,
+) -> None:
     sensors = Sensors(device)
     before = sensors.read()
 

@@ -117,7 +117,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.run = run
         self.rounding = 1 if run.device.type == "cpu" else _CUDA_BLOCK
         self._storages: dict[int, _Storage] = {}
@@ -137,11 +137,11 @@ class Tracker(TorchDispatchMode):
             after = block.register_forward_hook(self._leave_region, always_call=True)
             self._stack.callback(before.remove)
             self._stack.callback(after.remove)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)  # type: ignore[arg-type]
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._stack.close()
 
     def __torch_dispatch__(
@@ -284,7 +284,7 @@ class CpuRecorder:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._profile.__exit__(*exc)  # type: ignore[arg-type]
+        self._profile.__exit__(*exc)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:

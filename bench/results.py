@@ -248,7 +248,8 @@ def read(results_dir: Path, sweep_id: str | None = None) -> pd.DataFrame:
 
     Columns that a row's schema version did not have are null; there may be no rows at all.
     """
-    return _table(results_dir, sweep_id).to_pandas()
+    rows: pd.DataFrame = _table(results_dir, sweep_id).to_pandas()
+    return rows
 
 
 def records(results_dir: Path, sweep_id: str | None = None) -> list[dict[str, Any]]:

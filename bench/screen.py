@@ -36,14 +36,14 @@ def _console() -> Console:
 class _Sweep:
     """The sweep that this process shows; under launchers with processes of their own there is none."""
 
-    size: int
+    size: int | None
     live: Progress | None
     started: float = field(default_factory=time.monotonic)
     done: int = 0
 
     def expected(self) -> str:
-        """Time left, from the trials so far; nothing before the first has ended."""
-        if not self.done:
+        """Time left, from the trials so far; nothing where that cannot be known."""
+        if not self.done or self.size is None:
             return ""
         left = (time.monotonic() - self.started) / self.done * (self.size - self.done)
         return f", about {_duration(left)} left"
@@ -53,8 +53,8 @@ _sweep: _Sweep | None = None
 
 
 @contextmanager
-def progress(size: int) -> Iterator[None]:
-    """Shows the sweep's progress while entered; `size` trials are expected."""
+def progress(size: int | None) -> Iterator[None]:
+    """Shows the sweep's progress while entered; `size` trials are expected (None: nobody knows)."""
     global _sweep
     console = _console()
     if not console.is_terminal:
@@ -72,21 +72,25 @@ class Line:
     """One trial's line, from its beginning to its end."""
 
     number: int
-    size: int
+    size: int | None
     label: str
     task: Any = None
 
     def stage(self, stage: str) -> None:
         """Shows what the trial is doing."""
         if _sweep and _sweep.live:
-            text = f"trial {self.number} of {self.size}: {self.label}  [{stage}]{_sweep.expected()}"
+            text = f"trial {self._place(' of ')}: {self.label}  [{stage}]{_sweep.expected()}"
             _sweep.live.update(self.task, description=escape(text))
+
+    def _place(self, of: str) -> str:
+        if self.size is None:
+            return str(self.number)
+        return f"{self.number:>{len(str(self.size))}}{of}{self.size}"
 
     def end(self, row: dict[str, Any]) -> None:
         """Replaces the running line by what came of it."""
-        said = f"{self.number:>{len(str(self.size))}}/{self.size}"
         took = _duration(row["wall_seconds"])
-        text = f"{said}  {row['status']:<8}{_facts(row)}  {self.label}  ({took}"
+        text = f"{self._place('/')}  {row['status']:<8}{_facts(row)}  {self.label}  ({took}"
         if not _sweep:
             print(f"{text})", flush=True)
             return
@@ -100,7 +104,7 @@ class Line:
             print(text, flush=True)
 
 
-def begin(number: int, size: int, overrides: list[str], replicate: int) -> Line:
+def begin(number: int, size: int | None, overrides: list[str], replicate: int) -> Line:
     """A trial begins; `number` counts from 0."""
     label = " ".join(overrides) or "(defaults)"
     line = Line(number + 1, size, label + (f" #{replicate + 1}" if replicate else ""))
@@ -191,7 +195,9 @@ def show(rows: Rows, command: Command, interrupted: bool) -> None:
         console.print("No trial has ended; no row was written.")
         return
     device = next((row["device_name"] for row in rows if row["device_name"]), "no device")
-    console.print(f"\n{escape(device)}, {len(rows)} of {command.size} trials\n", highlight=False)
+    console.print(
+        f"\n{escape(device)}, {len(rows)} of {command.size or len(rows)} trials\n", highlight=False
+    )
     console.print(table(rows), highlight=False)
     if interrupted:
         console.print("\nInterrupted; the rows above are complete and stay.", highlight=False)

@@ -21,7 +21,7 @@ from bench.state import NotInForce, Run, quantised_linears
 from bench.trial import Trial
 
 
-class Int8Linear(bnb.nn.Linear8bitLt):  # type: ignore[misc]
+class Int8Linear(bnb.nn.Linear8bitLt):
     """Linear8bitLt that computes in the trial's compute dtype, on inputs flattened to two dimensions.
 
     bitsandbytes' int8 linear is unknown to autocast and takes whatever dtype the norms leave it; and
@@ -57,7 +57,7 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
     if isinstance(module, Conv1D):
         in_features, out_features = module.weight.shape
     else:
-        in_features, out_features = module.in_features, module.out_features  # type: ignore[assignment]
+        in_features, out_features = module.in_features, module.out_features
     dtype = DTYPES[precision.param_dtype]
     has_bias = module.bias is not None
     with torch.device("meta"):

@@ -1,0 +1,228 @@
+"""The door, for real: the README's sweep, statuses and exit codes, what is printed, where rows go."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from bench import results
+from tests.conftest import BRIEF, ROOT, Command, door
+
+Run = Callable[..., Command]
+
+
+def test_the_readmes_sweep(bench_run: Run) -> None:
+    sweep = bench_run("-m", "precision=fp16,int8", "lora=on,off")
+    assert sweep.code == 0, sweep.err
+    rows = sweep.rows
+    assert list(rows["status"]) == ["ok"] * 4
+    assert list(zip(rows["precision"], rows["lora"], strict=True)) == [
+        ("fp16", "on"),
+        ("fp16", "off"),
+        ("int8", "on"),
+        ("int8", "off"),
+    ]
+    fp16_off, int8_on, int8_off = (rows.iloc[index] for index in (1, 2, 3))
+    assert json.loads(int8_on["evidence"])["int8_modules"] == 14
+    assert json.loads(int8_on["evidence"])["quantised_weight_dtypes"] == ["int8"]
+    assert int8_off["parameter_max_bytes"] >= fp16_off["parameter_max_bytes"]
+    assert int8_on["parameter_max_bytes"] < 0.7 * fp16_off["parameter_max_bytes"]
+    categories = ("parameter", "gradient", "optimizer", "activation", "temporary", "input")
+    for _, row in rows.iterrows():
+        assert sum(row[f"{name}_bytes"] for name in categories) == row["tracked_peak_bytes"]
+        assert row["peak_allocated_bytes"] - row["tracked_peak_bytes"] == row["untracked_bytes"]
+        assert len(row["step_seconds"]) == 3
+        rate = row["tokens_per_step"] / row["step_seconds_median"]
+        assert row["tokens_per_sec_per_device"] == pytest.approx(rate)
+    assert rows["trial_id"].is_unique
+    assert sweep.err == ""
+
+
+def test_two_ranks_hold_half_each_and_learn_the_same(bench_run: Run) -> None:
+    sweep = bench_run("-m", "fsdp=full_shard,shard_grad_op,no_shard", "offload=off,params")
+    assert sweep.code == 0
+    rows = sweep.rows.set_index(["fsdp", "offload"])
+    assert rows.loc[("no_shard", "params"), "status"] == "skipped"
+    assert "FSDP's CPU offload" in rows.loc[("no_shard", "params"), "reason"]
+    replicated = rows.loc[("no_shard", "off")]
+    for level in ("full_shard", "shard_grad_op"):
+        for offload in ("off", "params"):
+            row = rows.loc[(level, offload)]
+            assert row["status"] == "ok"
+            for category in ("parameter", "gradient", "optimizer"):
+                half = replicated[f"{category}_max_bytes"] / 2
+                assert row[f"{category}_max_bytes"] == pytest.approx(half, rel=1e-4)
+            assert row["losses"] == pytest.approx(replicated["losses"], rel=1e-5)
+            assert row["tokens_per_sec_global"] == 2 * row["tokens_per_sec_per_device"]
+            assert row["world_size"] == len(row["per_rank"]) == 2
+            peaks = [rank["peak_allocated_bytes"] for rank in row["per_rank"]]
+            assert row["peak_allocated_bytes"] == max(peaks)
+    gathered = rows["gathered_max_bytes"]
+    assert gathered["shard_grad_op", "off"] > gathered["full_shard", "off"] > 0
+
+
+def test_sharded_fine_tuning(bench_run: Run) -> None:
+    levels = "precision=bf16,bf16_pure,nf4,int8"
+    sweep = bench_run("-m", "fsdp=full_shard", "fsdp.world_size=2", "lora=on", levels)
+    assert sweep.code == 0
+    rows = sweep.rows
+    assert list(rows["status"]) == ["ok", "ok", "ok", "skipped"]
+    assert "quantisation state" in rows["reason"][3]
+    adapters = 2 * 16 * (4 * (128 + 128) + 3 * (128 + 352))
+    for _, row in rows[:3].iterrows():
+        assert row["trainable_param_count"] == adapters
+        assert row["gradient_max_bytes"] == adapters * 4 / 2
+        assert row["optimizer_max_bytes"] == adapters * 8 / 2 + 28 * 4
+        assert json.loads(row["evidence"])["sharded_blocks"] == 2
+
+
+def test_a_sweep_survives_its_worst_trials(bench_run: Run) -> None:
+    sweep = bench_run("-m", "optimizer=sgd", "optimizer.lr=1e30,0.01", "precision=fp32,nf4")
+    assert sweep.code == 1
+    assert list(sweep.rows["status"]) == ["error", "skipped", "ok", "skipped"]
+    assert "NonFiniteLoss" in sweep.rows["reason"][0]
+    assert "Traceback" in sweep.rows["traceback"][0]
+    assert "Traceback" not in sweep.out + sweep.err
+    assert "Logs" in sweep.out
+
+
+def test_out_of_memory_is_a_result(bench_run: Run) -> None:
+    trial = bench_run("memory_limit_bytes=8000000")
+    assert trial.code == 0
+    row = trial.rows.iloc[0]
+    assert row["status"] == "oom"
+    assert row["oom_requested_bytes"] > 0
+    assert row["peak_host_rss_bytes"] > 0
+
+
+def test_a_timeout_fails_the_command(bench_run: Run) -> None:
+    long = ("timing.max_steps=100000", "timing.budget_seconds=999.0", "timing.relative_ci=1e-9")
+    trial = bench_run("timeout_seconds=1", *long, brief=False)
+    assert trial.code == 1
+    assert trial.rows["status"][0] == "timeout"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("presicion=fp16",), ("-m", "precision=fp16,fp61"), ("micro_batch_size=abc",), ("lora=[on",)],
+)
+def test_mistakes_end_the_command_before_anything_starts(
+    bench_run: Run, arguments: tuple[str, ...]
+) -> None:
+    command = bench_run(*arguments)
+    assert command.code == 2
+    assert command.out == ""
+    assert command.err.startswith("bench/run.py: ")
+    assert command.err.count("\n") == 1
+    assert not command.results_dir.exists()
+
+
+def test_replicates_are_fresh_interleaved_and_told_apart(bench_run: Run) -> None:
+    sweep = bench_run("-m", "seed=1,2", "replicates=2")
+    rows = sweep.rows
+    assert list(zip(rows["seed"], rows["replicate"], strict=True)) == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    assert rows["trial_id"].nunique() == 2
+    assert list(rows["losses"][0]) == list(rows["losses"][2]), "the same trial, the same mathematics"
+
+
+def test_replicates_of_a_single_trial(bench_run: Run) -> None:
+    assert len(bench_run("replicates=2").rows) == 2
+
+
+def test_the_recorded_command_reproduces_the_row(bench_run: Run, tmp_path: Path) -> None:
+    first = bench_run("-m", "precision=bf16,nf4", "lora=on", "model.layers=1").rows.iloc[1]
+    command = first["overrides"].split()
+    assert command[:2] == ["python", "bench/run.py"]
+    again = tmp_path / "again"
+    done = subprocess.run(
+        [sys.executable, *command[1:], f"results_dir={again}"], cwd=ROOT, check=True, timeout=300
+    )
+    assert done.returncode == 0
+    row = pd.read_parquet(again / "trials").iloc[0]
+    assert row["trial_id"] == first["trial_id"]
+    assert row["peak_allocated_bytes"] == first["peak_allocated_bytes"]
+    assert list(row["losses"]) == list(first["losses"])
+
+
+def test_rows_go_to_results_dir_whatever_the_current_directory(tmp_path: Path) -> None:
+    done = door(*BRIEF, "results_dir=mine", cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(pd.read_parquet(tmp_path / "mine" / "trials")) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_two_sweeps_at_once_into_one_folder(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "bench" / "run.py"),
+        "-m",
+        *BRIEF,
+        "threads=1",
+        f"results_dir={tmp_path}",
+    ]
+    both = [
+        subprocess.Popen([*command, f"seed={seeds}"], stdout=subprocess.DEVNULL)
+        for seeds in ("1,2,3", "4,5,6")
+    ]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    rows = pd.read_parquet(tmp_path / "trials")
+    assert sorted(rows["seed"]) == [1, 2, 3, 4, 5, 6]
+    assert set(rows["status"]) == {"ok"}
+    assert rows["sweep_id"].nunique() == 2
+
+
+def test_the_door_starts_without_torch() -> None:
+    """--help and --cfg must answer at once, and torch alone takes seconds."""
+    program = (
+        "import sys; sys.argv = ['bench/run.py', *sys.argv[1:]]; import runpy\n"
+        "try: runpy.run_path('bench/run.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'pandas', 'pyarrow', 'transformers', 'numpy'} & sys.modules.keys()\n"
+        "print('HEAVY', sorted(heavy))"
+    )
+    for asked in (("--help",), ("--cfg", "job"), ("precision=fp61",)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *asked], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert "HEAVY []" in done.stdout, asked
+
+
+def test_help_lists_axes_levels_and_keys() -> None:
+    done = door("--help")
+    assert done.returncode == 0
+    assert "precision: bf16, bf16_pure, fp16, fp16_pure, fp32, int8, nf4" in done.stdout
+    assert "micro_batch_size: 4" in done.stdout
+
+
+def test_plain_lines_and_one_table(bench_run: Run) -> None:
+    out = bench_run("-m", "precision=fp32,nf4").out
+    assert "1/2  ok" in out
+    assert "2/2  skipped" in out
+    table = out[out.index("trial ") :]
+    assert "precision=fp32" in table
+    assert "first" in table
+    assert "train adapters" in table
+    assert "\x1b" not in out, "no terminal codes where there is no terminal"
+
+
+def test_the_row_is_as_contracted(bench_run: Run) -> None:
+    trial = bench_run("precision=bf16")
+    file = next((trial.results_dir / "trials").glob("*.parquet"))
+    stored = pq.read_schema(file)
+    assert stored.remove_metadata() == results.SCHEMA.remove_metadata()
+    assert stored.metadata[b"schema_version"] == b"1"
+    row = trial.rows.iloc[0]
+    assert row["tokens_per_sec_per_device_ci_low"] <= row["tokens_per_sec_per_device"]
+    assert row["tokens_per_sec_per_device"] <= row["tokens_per_sec_per_device_ci_high"]
+    assert row["param_count"] == 664_192
+    assert row["device_name"].startswith("CPU (") or row["peak_reserved_bytes"] > 0
+    assert row["torch_version"]
+    assert len(row["losses"]) == 3 + 3
+    assert str(row["started_at"].tz) == "UTC"
