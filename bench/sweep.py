@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bench.config import Command, CommandError, check, job_of, trial_of
 
@@ -73,9 +73,10 @@ def run_job(config: DictConfig) -> None:
     from bench import isolate, machine, results, screen
 
     trial, job = trial_of(config), job_of(config)
-    number = int(OmegaConf.select(HydraConfig.get(), "job.num", default=None) or 0)
+    hydra: Any = HydraConfig.get()
+    number = int(hydra.job.get("num") or 0)  # missing outside of -m
     sweep_id = job.sweep_id or "single"
-    overrides = _reproducing(list(HydraConfig.get().overrides.task))
+    overrides = _reproducing(list(hydra.overrides.task))
     name = f"{sweep_id}-{number:04d}-{trial.trial_id}"
     started_at = datetime.now(UTC)
     line = screen.begin(number, job.sweep_size, overrides, job.replicate)
