@@ -30,7 +30,7 @@ from bench.machine import ROOT
 from bench.trial import Trial
 
 _GRACE_SECONDS = 2.0  # for the other ranks to tell their side before they are ended
-_LAST_WORDS = ("ok", "skipped", "oom", "error")
+_LAST_WORDS = ("ok", "skipped", "oom", "error", "poisoned")
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def run(
     log: Path,
     timeout_seconds: float,
     on_stage: Callable[[str], None] = lambda _stage: None,
+    start_method: str = "forkserver",
 ) -> Outcome:
     """Executes `trial` in fresh processes, one for each rank, and waits for the verdict.
 
@@ -93,6 +94,7 @@ def run(
         log: where everything the libraries print goes; ranks above 0 add their number to the name.
         timeout_seconds: after which all ranks are ended.
         on_stage: told what the first rank does, as it changes.
+        start_method: forkserver, or spawn to see what the fork server saves.
 
     Raises:
         KeyboardInterrupt: passed on, with every rank ended.
@@ -100,12 +102,10 @@ def run(
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     kills_before = _host_oom_kills()
-    with tempfile.TemporaryDirectory(prefix="bench-") as meeting_place:
-        workers = _start(trial, log, str(Path(meeting_place) / "rendezvous"))
-        try:
-            in_time = _attend(workers, started + timeout_seconds, on_stage)
-        finally:
-            _end(workers)
+    workers, in_time = _execute(trial, log, started + timeout_seconds, on_stage, start_method)
+    if any(w.last_word == "poisoned" for w in workers):
+        # Some library initialised the device in the server: slower, but right.
+        workers, in_time = _execute(trial, log, started + timeout_seconds, on_stage, "spawn")
     status, reason, text = _verdict(workers, in_time, timeout_seconds, kills_before)
     return Outcome(
         status=status,
@@ -117,23 +117,40 @@ def run(
     )
 
 
-def _start(trial: Trial, log: Path, rendezvous: str) -> list[_Worker]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.worker"])
-    with _server_environment(log.parent / "fork-server.log"):
-        forkserver.ensure_running()
-    workers = []
+def _execute(
+    trial: Trial,
+    log: Path,
+    deadline: float,
+    on_stage: Callable[[str], None],
+    start_method: str,
+) -> tuple[list[_Worker], bool]:
+    """Starts all ranks and stays until none is left; whether they ended before the deadline."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as meeting_place:
+        workers: list[_Worker] = []
+        try:
+            _start(workers, trial, log, str(Path(meeting_place) / "rendezvous"), start_method)
+            return workers, _attend(workers, deadline, on_stage)
+        finally:
+            _end(workers)
+
+
+def _start(workers: list[_Worker], trial: Trial, log: Path, rendezvous: str, start_method: str) -> None:
+    """Adds a worker for each rank, so that those already started can be ended if one cannot be."""
+    context: Any = multiprocessing.get_context(start_method)
+    if start_method == "forkserver":
+        context.set_forkserver_preload(["bench.preload"])
+        with _server_environment(log.parent / "fork-server.log"):
+            forkserver.ensure_running()
     for rank in range(trial.world_size):
         ours, theirs = context.Pipe(duplex=False)
         rank_log = log if rank == 0 else log.with_suffix(f".rank{rank}{log.suffix}")
         process = context.Process(
             target=_enter, args=(theirs, trial, rank, rendezvous, str(rank_log)), daemon=True
         )
-        with _start_method("forkserver"):
+        with _start_method(start_method):
             process.start()
         theirs.close()
         workers.append(_Worker(process, ours))
-    return workers
 
 
 @contextmanager
@@ -153,6 +170,7 @@ def _server_environment(log: Path) -> Iterator[None]:
     """What the fork server inherits: where this package lies, and a log instead of the screen."""
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # see preload.py
     sys.stdout.flush()
     sys.stderr.flush()
     screen = os.dup(2)
@@ -184,11 +202,15 @@ def _enter(connection: Connection, trial: Trial, rank: int, rendezvous: str, log
     os.dup2(target, 1)
     os.dup2(target, 2)
     try:
+        from bench.preload import poisoned
         from bench.worker import work
     except BaseException:
         reason = traceback.format_exc().strip().splitlines()[-1]
         word = {"reason": reason, "traceback": traceback.format_exc(), "columns": {}}
         connection.send(("error", word))
+        return
+    if poisoned():
+        connection.send(("poisoned", {}))
         return
     work(trial, rank, rendezvous, lambda kind, payload: connection.send((kind, payload)))
     # Nothing is worth tidying in a process that has said its last word; exit handlers can hang.

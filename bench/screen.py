@@ -41,12 +41,13 @@ class _Sweep:
     started: float = field(default_factory=time.monotonic)
     done: int = 0
 
-    def expected(self) -> str:
-        """Time left, from the trials so far; nothing where that cannot be known."""
-        if not self.done or self.size is None:
-            return ""
-        left = (time.monotonic() - self.started) / self.done * (self.size - self.done)
-        return f", about {_duration(left)} left"
+    def so_far(self) -> str:
+        """Time spent, and time left from the trials so far where that can be known."""
+        elapsed = time.monotonic() - self.started
+        text = f"{_duration(elapsed)} so far"
+        if self.size is None or not 0 < self.done < self.size:
+            return text
+        return f"{text}, about {_duration(elapsed / self.done * (self.size - self.done))} left"
 
 
 _sweep: _Sweep | None = None
@@ -79,7 +80,7 @@ class Line:
     def stage(self, stage: str) -> None:
         """Shows what the trial is doing."""
         if _sweep and _sweep.live:
-            text = f"trial {self._place(' of ')}: {self.label}  [{stage}]{_sweep.expected()}"
+            text = f"trial {self._place(' of ')}: {self.label}  [{stage}]  {_sweep.so_far()}"
             _sweep.live.update(self.task, description=escape(text))
 
     def _place(self, of: str) -> str:
@@ -90,13 +91,12 @@ class Line:
     def end(self, row: dict[str, Any]) -> None:
         """Replaces the running line by what came of it."""
         took = _duration(row["wall_seconds"])
-        text = f"{self._place('/')}  {row['status']:<8}{_facts(row)}  {self.label}  ({took}"
+        text = f"{self._place('/')}  {row['status']:<8}{self.label}  {_facts(row)}  ({took}"
         if not _sweep:
             print(f"{text})", flush=True)
             return
         _sweep.done += 1
-        elapsed = _duration(time.monotonic() - _sweep.started)
-        text += f"; {elapsed} so far{_sweep.expected()})"
+        text += f"; {_sweep.so_far()})"
         if _sweep.live:
             _sweep.live.remove_task(self.task)
             _sweep.live.console.print(escape(text), style=_COLOURS[row["status"]], highlight=False)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -153,6 +154,36 @@ def test_a_device_that_is_not_there_is_an_error(log: Path) -> None:
     outcome = run(f"device={missing}", log=log)
     assert outcome.status == "error"
     assert f"sees no {missing} device here" in (outcome.reason or "")
+
+
+def poisoned_unless_spawned(connection: Any, trial: Any, rank: int, *more: Any) -> None:
+    """Stands in for the worker's entry, as if the fork server had initialised CUDA."""
+    import multiprocessing
+
+    if multiprocessing.get_start_method() == "forkserver":
+        connection.send(("poisoned", {}))
+    else:
+        isolate._enter(connection, trial, rank, *more)
+
+
+def test_a_server_that_touched_the_device_is_passed_over(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    monkeypatch.setattr(isolate, "_enter", poisoned_unless_spawned)
+    outcome = isolate.run(make_trial(), log=log, timeout_seconds=120, on_stage=stages.append)
+    assert outcome.status == "ok", outcome.reason
+
+
+def test_the_fork_server_has_the_stack_and_no_device(log: Path) -> None:
+    program = (
+        "import bench.preload, torch, sys; "
+        "print(torch.cuda.is_initialized(), {'peft', 'bitsandbytes', 'transformers'} <= sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == ["False", "True"]
 
 
 TWO = ("fsdp=full_shard", "fsdp.world_size=2")

@@ -1,0 +1,97 @@
+"""What only an accelerator can show: pytest -m gpu. Skipped elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import isolate
+from bench.trial import Trial
+from tests.conftest import make_trial
+
+pytestmark = pytest.mark.gpu
+SMALL = ("model=llama-20m", "seq_len=256")
+
+
+def outcome(*overrides: str, log: Path) -> isolate.Outcome:
+    trial: Trial = make_trial(*SMALL, *overrides)
+    return isolate.run(trial, log=log / "trial.log", timeout_seconds=300)
+
+
+def columns(*overrides: str, log: Path) -> dict[str, Any]:
+    found = outcome(*overrides, log=log)
+    assert found.status == "ok", found.reason
+    return found.ranks[0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("precision=fp16",),
+        ("precision=bf16", "checkpointing=on"),
+        ("checkpointing=selective",),
+        ("precision=int8",),
+        ("precision=int8", "lora=on"),
+        ("precision=int8", "lora=on", "checkpointing=on"),
+        ("precision=nf4", "lora=on"),
+        ("optimizer=adamw_fused",),
+        ("optimizer=adamw_8bit",),
+        ("optimizer=adafactor",),
+        ("offload=activations",),
+        ("fsdp=full_shard", "fsdp.world_size=1", "offload=params"),
+        ("fsdp=no_shard", "fsdp.world_size=1"),
+    ],
+    ids=" ".join,
+)
+def test_allocator_tracker_and_driver_agree_in_order(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    row = columns(*overrides, log=tmp_path)
+    peak = row["peak_allocated_bytes"]
+    assert row["tracked_peak_bytes"] == pytest.approx(peak, rel=0.05)
+    assert peak <= row["peak_reserved_bytes"]
+    if row["peak_device_used_bytes"] is not None:
+        assert row["peak_reserved_bytes"] < row["peak_device_used_bytes"]
+        assert 50e6 < row["context_bytes"] < 4e9
+
+
+def test_steps_are_timed_by_events_that_add_up_to_the_wall(tmp_path: Path) -> None:
+    row = columns("timing.max_steps=20", "timing.min_steps=20", log=tmp_path)
+    assert sum(row["step_seconds"]) == pytest.approx(row["block_seconds"], rel=0.1)
+
+
+def test_offloaded_activations_leave_the_device(tmp_path: Path) -> None:
+    kept = columns(log=tmp_path)
+    moved = columns("offload=activations", log=tmp_path)
+    assert moved["activation_max_bytes"] < 0.5 * kept["activation_max_bytes"]
+    assert moved["losses"] == pytest.approx(kept["losses"], rel=1e-5)
+    assert moved["evidence"]["host_is_device"] is False
+
+
+def test_offloaded_parameters_leave_the_device(tmp_path: Path) -> None:
+    sharded = columns("fsdp=full_shard", "fsdp.world_size=1", log=tmp_path)
+    moved = columns("fsdp=full_shard", "fsdp.world_size=1", "offload=params", log=tmp_path)
+    assert moved["optimizer_max_bytes"] < 0.01 * sharded["optimizer_max_bytes"]
+    assert moved["peak_allocated_bytes"] < 0.7 * sharded["peak_allocated_bytes"]
+    assert moved["losses"] == pytest.approx(sharded["losses"], rel=1e-4)
+
+
+def test_the_paged_optimizer_runs(tmp_path: Path) -> None:
+    row = columns("optimizer=adamw_8bit_paged", log=tmp_path)
+    assert row["evidence"]["optimizer_class"] == "PagedAdamW8bit"
+
+
+def test_a_smaller_device_can_be_pretended(tmp_path: Path) -> None:
+    found = outcome("memory_limit_bytes=300000000", log=tmp_path)
+    assert found.status == "oom"
+    assert found.ranks[0]["oom_requested_bytes"] > 0
+    assert 0 < found.ranks[0]["peak_allocated_bytes"] < 300_000_000
+
+
+def test_the_hardware_is_named(tmp_path: Path) -> None:
+    hardware = outcome(log=tmp_path).hardware
+    assert hardware["device_memory_bytes"] > 2**30
+    assert json.dumps(hardware)
+    assert "CPU" not in hardware["device_name"]
