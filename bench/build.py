@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bench import models
 from bench.state import Run
-from bench.techniques import TECHNIQUES
+from bench.techniques import PLACING, SHAPING
 from bench.trial import Trial
 
 
@@ -22,8 +23,11 @@ def build(trial: Trial, device: torch.device, rank: int = 0) -> Run:
         torch.OutOfMemoryError: the device cannot hold the model (RuntimeError on the CPU).
         ValueError: a technique cannot be applied to this architecture.
     """
-    run = Run(trial=trial, device=device, model=models.on_meta(trial))
-    for technique in TECHNIQUES:
+    with unset_fake_temporarily():  # shapes are neither real nor fake
+        run = Run(trial=trial, device=device, model=models.on_meta(trial))
+        for technique in SHAPING:
+            technique.apply(run)
+    for technique in PLACING:
         technique.apply(run)
     run.batches = _batches(trial, int(run.model_config.vocab_size), device, rank)
     return run

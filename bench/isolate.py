@@ -141,7 +141,7 @@ def _start(workers: list[_Worker], trial: Trial, log: Path, rendezvous: str, sta
         context.set_forkserver_preload(["bench.preload"])
         with _server_environment(log.parent / "fork-server.log"):
             forkserver.ensure_running()
-    for rank in range(trial.world_size):
+    for rank in range(trial.processes):
         ours, theirs = context.Pipe(duplex=False)
         rank_log = log if rank == 0 else log.with_suffix(f".rank{rank}{log.suffix}")
         process = context.Process(

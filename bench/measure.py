@@ -22,12 +22,11 @@ import torch
 import torch.distributed as dist
 
 from bench import device as accelerator
-from bench import flops
+from bench import facts
 from bench.build import build
 from bench.machine import Health, Sensors
 from bench.memory import Attribution, CpuRecorder, Tracker
-from bench.models import attention_of, blocks_of
-from bench.state import Run, parameter_counts, parameter_sizes
+from bench.state import Run
 from bench.step import step
 from bench.techniques import TECHNIQUES
 from bench.timing import relative_width
@@ -87,7 +86,7 @@ def _passes(
     run = build(trial, device, rank)
     accelerator.synchronize(device)
     columns["build_seconds"] = time.perf_counter() - started
-    columns |= _size_columns(run)
+    columns |= facts.size(run)
     columns |= _prefixed("build_", _peaks(device))
 
     report("warm-up")
@@ -105,7 +104,7 @@ def _passes(
 
     report("attribution")
     attribution, columns["evidence"] = _attribute(run)
-    columns |= _attribution_columns(attribution)
+    columns |= facts.attribution(attribution)
 
     if device.type == "cpu":
         report("allocator")
@@ -190,46 +189,6 @@ def _agree(device: torch.device, reason: str) -> str:
     return str(decision[0])
 
 
-def _size_columns(run: Run) -> dict[str, Any]:
-    total, trainable = parameter_counts(run)
-    matmul, trainable_matmul, in_blocks = _matmul_params(run)
-    model_flops, hardware_flops = flops.step_flops(
-        run.trial,
-        matmul_params=matmul,
-        trainable_matmul_params=trainable_matmul,
-        block_matmul_params=in_blocks,
-    )
-    return {
-        "param_count": total,
-        "trainable_param_count": trainable,
-        "model_flops_per_step": model_flops,
-        "hardware_flops_per_step": hardware_flops,
-        "attention": attention_of(run.model_config),
-    }
-
-
-def _matmul_params(run: Run) -> tuple[int, int, int]:
-    """Parameters that multiply activations: all, those that train, those inside blocks.
-
-    Matrices count, embeddings do not unless they are tied to the head and multiply there.
-    """
-    inside = {p for block in blocks_of(run.model).values() for p in block.parameters()}
-    looked_up = {m.weight for m in run.model.modules() if isinstance(m, torch.nn.Embedding)}
-    multiplied = {
-        m.weight
-        for m in run.model.modules()
-        if hasattr(m, "weight") and not isinstance(m, torch.nn.Embedding)
-    }
-    counts = [0, 0, 0]
-    for parameter, size in parameter_sizes(run.model).items():
-        if parameter.ndim < 2 or (parameter in looked_up and parameter not in multiplied):
-            continue
-        counts[0] += size
-        counts[1] += size if parameter.requires_grad else 0
-        counts[2] += size if parameter in inside else 0
-    return counts[0], counts[1], counts[2]
-
-
 def _peaks(device: torch.device) -> dict[str, Any]:
     """The allocator's peaks since the last reset; empty on a CPU, where pass 3 finds them."""
     found = accelerator.counters(device)
@@ -282,20 +241,6 @@ def _attribute(run: Run) -> tuple[Attribution, dict[str, Any]]:
     for watcher in watchers:
         evidence |= watcher()
     return tracker.attribution(), evidence
-
-
-def _attribution_columns(attribution: Attribution) -> dict[str, Any]:
-    columns: dict[str, Any] = {
-        "tracked_peak_bytes": attribution.peak,
-        "peak_phase": attribution.phase,
-        "gathered_max_bytes": attribution.gathered,
-    }
-    for category, held in attribution.at_peak.items():
-        columns[f"{category}_bytes"] = held
-        columns[f"{category}_max_bytes"] = attribution.largest[category]
-    for phase, peak in attribution.peak_by_phase.items():
-        columns[f"{phase}_tracked_peak_bytes"] = peak
-    return columns
 
 
 def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, Any]:

@@ -168,6 +168,10 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     ]
     if outcome.status != "ok":
         return row
+    row["overhead_seconds"] = outcome.wall_seconds - max(r["working_seconds"] for r in ranks)
+    row["evidence"] = json.dumps(_evidence([r["evidence"] for r in ranks]), sort_keys=True)
+    if trial.method != "measure":
+        return row
     losses = [r["losses"] for r in ranks]
     row["losses"] = [sum(step) / len(step) for step in zip(*losses, strict=True)]
     row |= timing.columns(
@@ -175,8 +179,6 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         tokens_per_step=trial.tokens_per_step,
         world_size=trial.world_size,
     )
-    row["overhead_seconds"] = outcome.wall_seconds - max(r["working_seconds"] for r in ranks)
-    row["evidence"] = json.dumps(_evidence([r["evidence"] for r in ranks]), sort_keys=True)
     return row | _utilisation(trial, row, outcome.hardware.get("device_name") or "")
 
 

@@ -117,7 +117,8 @@ def begin(number: int, size: int | None, overrides: list[str], replicate: int) -
 def _facts(row: dict[str, Any]) -> str:
     if row["status"] == "ok":
         rate = row["tokens_per_sec_per_device"]
-        return f"{_gib(row['peak_allocated_bytes'])} GiB  {rate:,.0f} tokens/s"
+        peak = f"{_gib(row['peak_allocated_bytes'])} GiB"
+        return peak if rate is None else f"{peak}  {rate:,.0f} tokens/s"
     return str(row["reason"])
 
 
@@ -173,6 +174,8 @@ def cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
     peak = row["peak_allocated_bytes"]
     if row["status"] != "ok" or first is None:
         return ["" if peak is None else _gib(peak), "", "", ""]
+    if row["tokens_per_sec_per_device"] is None:
+        return [_gib(peak), _change(row, first, "peak_allocated_bytes"), "", ""]
     rate, low, high = (row[f"tokens_per_sec_per_device{end}"] for end in ("", "_ci_low", "_ci_high"))
     return [
         _gib(peak),
@@ -185,6 +188,8 @@ def cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
 def _change(row: dict[str, Any], first: dict[str, Any], column: str) -> str:
     if row is first:
         return "first"
+    if first[column] is None:
+        return ""
     return f"{(row[column] / first[column] - 1) * 100:+.1f} %"
 
 

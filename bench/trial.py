@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-METHODS = ("measure",)
+METHODS = ("measure", "simulate")
 FAMILIES = ("llama", "opt", "gpt2", "mt5")
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTIZATIONS = ("none", "int8", "nf4")
@@ -278,6 +278,11 @@ class Trial:
         return 1 if self.fsdp.name == "off" else self.fsdp.world_size
 
     @property
+    def processes(self) -> int:
+        """Processes that execute it: its ranks when measured, one that imagines the others otherwise."""
+        return self.world_size if self.method == "measure" else 1
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens one rank processes in a step; an encoder-decoder's source and target both count."""
         sides = 2 if self.model.encoder_decoder else 1
@@ -312,6 +317,15 @@ def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None
     quantization, optimizer = trial.precision.quantization, trial.optimizer
     learned = trial.model.family in LEARNED_POSITIONS and trial.model.pretrained is None
     rules: list[tuple[bool, str]] = [
+        (
+            trial.method == "simulate" and device_type != "cpu",
+            f"method=simulate predicts the CPU only, so far; on {device_type} its error is unknown "
+            "(device=cpu predicts the CPU's bytes)",
+        ),
+        (
+            trial.method == "simulate" and trial.fsdp.name != "off",
+            "method=simulate predicts one process only, so far: it does not see what FSDP and DDP gather",
+        ),
         (
             learned and trial.seq_len > trial.model.max_positions,
             f"{trial.model.name} has {trial.model.max_positions} learned positions, fewer than "

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.models import DTYPES, auto_class, config_of
 from bench.trial import Trial
@@ -122,23 +124,55 @@ def _parameter(
     module: nn.Module, meta: nn.Parameter, tensor: torch.Tensor, compute_dtype: torch.dtype
 ) -> nn.Parameter:
     if isinstance(meta, bnb.nn.Params4bit):
-        quantised: nn.Parameter = bnb.nn.Params4bit(
+        packed, state = bnb.functional.quantize_4bit(
             tensor.to(compute_dtype),
-            requires_grad=False,
+            blocksize=meta.blocksize,
             compress_statistics=meta.compress_statistics,
             quant_type=meta.quant_type,
             quant_storage=meta.quant_storage,
+        )
+        module.quant_state = state
+        return _subclassed(
+            bnb.nn.Params4bit,
+            packed,
+            requires_grad=False,
+            quant_state=state,
             blocksize=meta.blocksize,
+            compress_statistics=meta.compress_statistics,
+            quant_type=meta.quant_type,
+            quant_storage=meta.quant_storage,
             module=module,
-        ).to(tensor.device)
-        return quantised
+            bnb_quantized=True,
+        )
     if isinstance(meta, bnb.nn.Int8Params):
         if meta.has_fp16_weights:
-            return bnb.nn.Int8Params(  # type: ignore[no-any-return]
-                tensor.to(meta.dtype), requires_grad=meta.requires_grad, has_fp16_weights=True
+            wide = tensor.to(meta.dtype)
+            return _subclassed(
+                bnb.nn.Int8Params,
+                wide,
+                requires_grad=meta.requires_grad,
+                has_fp16_weights=True,
+                CB=None,
+                SCB=None,
             )
         int8, scales, _ = bnb.functional.int8_vectorwise_quant(tensor.to(torch.float16))
-        return bnb.nn.Int8Params(  # type: ignore[no-any-return]
-            int8, requires_grad=False, has_fp16_weights=False, CB=int8, SCB=scales
+        return _subclassed(
+            bnb.nn.Int8Params,
+            int8,
+            requires_grad=False,
+            has_fp16_weights=False,
+            CB=int8,
+            SCB=scales,
         )
     return nn.Parameter(tensor.to(meta.dtype), requires_grad=meta.requires_grad)
+
+
+def _subclassed(kind: Any, data: torch.Tensor, *, requires_grad: bool, **attributes: Any) -> nn.Parameter:
+    """`data` as bitsandbytes' kind of parameter. A fake tensor cannot become one; there a plain parameter
+    carries the attributes, which is all that bitsandbytes' linears ask of it."""
+    if not isinstance(data, FakeTensor):
+        return kind(data, requires_grad=requires_grad, **attributes)  # type: ignore[no-any-return]
+    parameter = nn.Parameter(data, requires_grad=requires_grad)
+    for name, value in attributes.items():
+        setattr(parameter, name, value)
+    return parameter

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from bench import device as accelerator
 from bench.machine import hardware
 from bench.measure import measure
+from bench.simulate import simulate
 from bench.trial import Trial, skip_reason
 
 Send = Callable[[str, Any], None]
@@ -39,6 +40,9 @@ def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
     columns: dict[str, Any] = {}
     device = torch.device("cpu")
     try:
+        if trial.method == "simulate":
+            _simulate(trial, columns, send)
+            return
         first = accelerator.resolve(trial.device)
         reason = skip_reason(trial, first.type, accelerator.count(first.type))
         if reason:
@@ -58,6 +62,23 @@ def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
         send("ok", columns)
     except BaseException as error:
         send(*_last_word(error, device, columns))
+
+
+def _simulate(trial: Trial, columns: dict[str, Any], send: Send) -> None:
+    """method=simulate: no device is touched, whichever one the trial is about."""
+    target = trial.device.partition(":")[0]
+    if target == "auto":
+        target = accelerator.resolve("auto").type
+    reason = skip_reason(trial, target, device_count=0)
+    if reason:
+        send("skipped", {"reason": reason})
+        return
+    send("device", {"device_name": f"simulated {target}"})
+    send("stage", "simulation")
+    started = time.perf_counter()
+    simulate(trial, columns)
+    columns["working_seconds"] = time.perf_counter() - started
+    send("ok", columns)
 
 
 def _last_word(

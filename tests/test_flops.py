@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import flops
+from bench import facts, flops
 from bench.build import build
-from bench.measure import _size_columns
 from bench.step import step
 from tests.conftest import make_trial
 
 
 def columns(*overrides: str) -> dict[str, float]:
-    return _size_columns(build(make_trial(*overrides), torch.device("cpu")))
+    return facts.size(build(make_trial(*overrides), torch.device("cpu")))
 
 
 def test_training_everything_is_6n_and_attention() -> None:
@@ -49,7 +48,7 @@ def test_torchs_own_counter_agrees(family: str) -> None:
     with FlopCounterMode(display=False) as counter:
         step(run)
     # it counts the whole square of a causal attention, and an encoder-decoder's more exactly
-    assert _size_columns(run)["model_flops_per_step"] == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert facts.size(run)["model_flops_per_step"] == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class Technique(Protocol):
         """
 
 
-# Shapes first (what the modules are), then placement (where the bytes live), then what owns state.
-TECHNIQUES: tuple[Technique, ...] = cast(
-    "tuple[Technique, ...]", (precision, lora, checkpointing, fsdp, offload, optimizer)
-)
+# What the modules are, decided on shapes alone; then where the bytes live and what owns state.
+SHAPING = cast("tuple[Technique, ...]", (precision, lora, checkpointing))
+PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer))
+TECHNIQUES = (*SHAPING, *PLACING)

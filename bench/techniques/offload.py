@@ -44,10 +44,10 @@ class ActivationOffload:
     def _learn_weights(self, module: nn.Module) -> None:
         for parameter in module.parameters():
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            self._weights.add(local.untyped_storage().data_ptr())
+            self._weights.add(local.untyped_storage()._cdata)
 
     def _pack(self, tensor: torch.Tensor) -> Packed:
-        if isinstance(tensor, DTensor) or tensor.untyped_storage().data_ptr() in self._weights:
+        if isinstance(tensor, DTensor) or tensor.untyped_storage()._cdata in self._weights:
             return tensor
         host = torch.empty_like(tensor, device="cpu", pin_memory=self.pinned)
         host.copy_(tensor, non_blocking=self.pinned)

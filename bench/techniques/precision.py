@@ -118,7 +118,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             stored = {m.weight.dtype for m in modules}
             found["quantised_weight_dtypes"] = sorted(str(d).removeprefix("torch.") for d in stored)
         if run.trial.precision.loss_scaling:
-            found["loss_scale"] = run.scaler.get_scale()
+            found["loss_scaling"] = run.scaler.is_enabled()
         return found
 
     return evidence

@@ -1,0 +1,68 @@
+"""Columns that a measured and a simulated row fill the same way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench import flops
+from bench.memory import Attribution
+from bench.models import attention_of, blocks_of
+from bench.state import Run, parameter_counts, parameter_sizes
+
+
+def size(run: Run) -> dict[str, Any]:
+    """Columns that follow from the model alone: parameters and the arithmetic of a step."""
+    total, trainable = parameter_counts(run)
+    matmul, trainable_matmul, in_blocks = _matmul_params(run)
+    model_flops, hardware_flops = flops.step_flops(
+        run.trial,
+        matmul_params=matmul,
+        trainable_matmul_params=trainable_matmul,
+        block_matmul_params=in_blocks,
+    )
+    return {
+        "param_count": total,
+        "trainable_param_count": trainable,
+        "model_flops_per_step": model_flops,
+        "hardware_flops_per_step": hardware_flops,
+        "attention": attention_of(run.model_config),
+    }
+
+
+def _matmul_params(run: Run) -> tuple[int, int, int]:
+    """Parameters that multiply activations: all, those that train, those inside blocks.
+
+    Matrices count, embeddings do not unless they are tied to the head and multiply there.
+    """
+    inside = {p for block in blocks_of(run.model).values() for p in block.parameters()}
+    looked_up = {m.weight for m in run.model.modules() if isinstance(m, torch.nn.Embedding)}
+    multiplied = {
+        m.weight
+        for m in run.model.modules()
+        if hasattr(m, "weight") and not isinstance(m, torch.nn.Embedding)
+    }
+    counts = [0, 0, 0]
+    for parameter, size in parameter_sizes(run.model).items():
+        if parameter.ndim < 2 or (parameter in looked_up and parameter not in multiplied):
+            continue
+        counts[0] += size
+        counts[1] += size if parameter.requires_grad else 0
+        counts[2] += size if parameter in inside else 0
+    return counts[0], counts[1], counts[2]
+
+
+def attribution(seen: Attribution) -> dict[str, Any]:
+    """Columns of what the tracker saw in one step, on real tensors or on fake ones."""
+    columns: dict[str, Any] = {
+        "tracked_peak_bytes": seen.peak,
+        "peak_phase": seen.phase,
+        "gathered_max_bytes": seen.gathered,
+    }
+    for category, held in seen.at_peak.items():
+        columns[f"{category}_bytes"] = held
+        columns[f"{category}_max_bytes"] = seen.largest[category]
+    for phase, peak in seen.peak_by_phase.items():
+        columns[f"{phase}_tracked_peak_bytes"] = peak
+    return columns
