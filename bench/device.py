@@ -74,12 +74,6 @@ def memory_bytes(device: torch.device) -> int:
     return torch.accelerator.get_memory_info(device)[1]
 
 
-def used_bytes(device: torch.device) -> int:
-    """The driver's view: what is in use on the whole accelerator, by anyone, contexts included."""
-    free, total = torch.accelerator.get_memory_info(device)
-    return total - free
-
-
 @dataclass(frozen=True)
 class Counters:
     """The caching allocator's own words, in bytes."""

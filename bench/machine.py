@@ -104,7 +104,6 @@ class Health:
     throttled: bool | None
     other_processes: int | None
     own_bytes: int | None
-    used_bytes: int | None
 
 
 class Sensors:
@@ -135,11 +134,12 @@ class Sensors:
         """The state right now."""
         nvml = self._nvml
         if self._handle is None:
-            return Health(None, None, None, None, None, None, None)
+            return Health(None, None, None, None, None, None)
         processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses) or []
-        own = [p.usedGpuMemory for p in processes if p.pid == os.getpid() and p.usedGpuMemory]
+        own = [p for p in processes if p.pid == os.getpid()]
+        if not own and len(processes) == 1:
+            own = processes  # in a container the driver knows us by another number
         power = self._ask(nvml.nvmlDeviceGetPowerUsage)
-        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo)
         reasons = self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons)
         slowdowns = (
             nvml.nvmlClocksEventReasonSwPowerCap
@@ -153,9 +153,8 @@ class Sensors:
             temperature_celsius=self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
             power_watts=None if power is None else power / 1000,
             throttled=None if reasons is None else bool(reasons & slowdowns),
-            other_processes=sum(1 for p in processes if p.pid != os.getpid()),
-            own_bytes=own[0] if own else None,
-            used_bytes=None if memory is None else int(memory.used),
+            other_processes=len(processes) - len(own),
+            own_bytes=own[0].usedGpuMemory if own else None,
         )
 
     def _ask(self, question: Any, *arguments: Any) -> Any:

@@ -208,15 +208,12 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> dict
     """The driver's view, read while the allocator still holds all that it took for the peak.
 
     The context is what the driver counts as ours and the allocator does not know: CUDA context, loaded
-    kernels, library workspaces. Where the driver names no process, everything that was added to the
-    device since we came is taken for ours.
+    kernels, library workspaces. Null where the driver cannot tell us from others.
     """
     counters = accelerator.counters(device)
     if counters is None:
         return {}
     own = after.own_bytes
-    if own is None and after.used_bytes is not None and before.used_bytes is not None:
-        own = after.used_bytes - before.used_bytes
     return {
         "peak_device_used_bytes": own,
         "context_bytes": None if own is None else own - counters.reserved,
