@@ -7,8 +7,10 @@ readers fill what an older row lacks with null. Bytes and seconds are stored as 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,17 +240,36 @@ def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
 
 
 def _table(results_dir: Path, sweep_id: str | None) -> pa.Table:
-    folder = results_dir / "trials"
-    if not folder.is_dir():
+    pattern = "*.parquet" if sweep_id is None else f"{glob.escape(sweep_id)}-*.parquet"
+    files = [path for path in (results_dir / "trials").glob(pattern) if path.name[0] not in "._"]
+    try:
+        table = _rows_of(files)
+    except (pa.ArrowException, OSError):  # somewhere is a file that is not ours, or torn: find it
+        table = _rows_of([path for path in files if _readable(path)])
+    return table.sort_by("started_at")
+
+
+def _rows_of(files: list[Path]) -> pa.Table:
+    if not files:
         return SCHEMA.empty_table()
-    chosen = None if sweep_id is None else ds.field("sweep_id") == sweep_id
-    return ds.dataset(folder, schema=SCHEMA, format="parquet").to_table(filter=chosen).sort_by("started_at")
+    return ds.dataset([str(path) for path in files], schema=SCHEMA, format="parquet").to_table()
+
+
+def _readable(path: Path) -> bool:
+    try:
+        _rows_of([path])
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        print(f"{path}: not a row of this project, passed over ({first})", file=sys.stderr)
+        return False
+    return True
 
 
 def read(results_dir: Path, sweep_id: str | None = None) -> pd.DataFrame:
     """The rows under `results_dir/trials`, oldest first; of one sweep only, if asked.
 
-    Columns that a row's schema version did not have are null; there may be no rows at all.
+    Columns that a row's schema version did not have are null; there may be no rows at all. A file that
+    cannot be read as rows is named on stderr and passed over.
     """
     rows: pd.DataFrame = _table(results_dir, sweep_id).to_pandas()
     return rows

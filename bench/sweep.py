@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -38,6 +39,13 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         command = check(arguments.overrides, multirun=arguments.multirun, sweep_id=sweep_id)
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
+            pass
+    except OSError as error:
+        print(f"bench/run.py: results_dir={command.results_dir}: {error.strerror}", file=sys.stderr)
         return 2
     sys.argv = [argv[0], *command.arguments]
     from bench import screen

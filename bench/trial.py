@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,8 +30,12 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     _require(value in choices, f"{name}={value}: choose one of {', '.join(choices)}")
 
 
+_MOST = 2**62  # what a row's integer columns hold, with room to spare
+
+
 def _at_least(name: str, value: float | None, least: float) -> None:
     _require(value is not None and value >= least, f"{name}={value}: must be at least {least}")
+    _require(value is not None and value <= _MOST, f"{name}={value}: must be at most 2^62")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Model:
             self.heads % self.kv_heads == 0,
             f"model.kv_heads={self.kv_heads}: must divide model.heads={self.heads}",
         )
+        if self.family == "llama":
+            _require(
+                self.hidden_size % self.heads == 0,
+                f"model.hidden_size={self.hidden_size}: must be a multiple of model.heads={self.heads}",
+            )
         if self.family in LEARNED_POSITIONS:
             _require(
                 self.heads * self.head_dim == self.hidden_size,
@@ -182,7 +192,10 @@ class Optimizer:
     def __post_init__(self) -> None:
         names = ("adamw", "adamw_fused", "adamw_foreach", "adamw_8bit", "adamw_8bit_paged")
         _one_of("optimizer.name", self.name, (*names, "sgd", "adafactor"))
-        _require(self.lr > 0, f"optimizer.lr={self.lr}: must be greater than 0")
+        _require(
+            0 < self.lr < math.inf,
+            f"optimizer.lr={self.lr}: must be greater than 0, and finite",
+        )
         _require(
             self.eps is None or self.eps > 0,
             f"optimizer.eps={self.eps}: must be greater than 0, or null for the default",

@@ -92,12 +92,18 @@ def _last_word(
         columns["peak_allocated_bytes"] = found.peak_allocated
         columns["peak_reserved_bytes"] = found.peak_reserved
     columns["oom_requested_bytes"] = asked
-    reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
     return ("oom" if ran_out else "error"), {
-        "reason": reason,
+        "reason": _in_one_line(error),
         "traceback": text,
         "columns": columns,
     }
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The exception's last line; of one with several, the first too, which says what kind it is."""
+    lines = [line.strip() for line in traceback.format_exception_only(error)[-1].splitlines()]
+    told = [line for line in lines if line]
+    return told[0] if len(told) == 1 else f"{told[0]} {told[-1]}"
 
 
 def _settle(trial: Trial, device: torch.device) -> int:

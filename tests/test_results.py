@@ -110,7 +110,16 @@ def test_no_rows_is_an_empty_table_with_all_columns(tmp_path: Path) -> None:
     assert results.records(tmp_path) == []
 
 
+def test_files_that_are_not_rows_are_named_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.write(row([rank(1, 1.0)] * 2), tmp_path, "whole")
+    (tmp_path / "trials" / "torn.parquet").write_bytes(b"PAR1 and then no more")
+    assert len(results.records(tmp_path)) == 1
+    assert "torn.parquet: not a row of this project" in capsys.readouterr().err
+
+
 def test_one_sweep_can_be_asked_for(tmp_path: Path) -> None:
     for sweep in ("a", "b"):
-        results.write({**row([rank(1, 1.0)] * 2), "sweep_id": sweep}, tmp_path, sweep)
+        results.write({**row([rank(1, 1.0)] * 2), "sweep_id": sweep}, tmp_path, f"{sweep}-0000")
     assert [r["sweep_id"] for r in results.records(tmp_path, "b")] == ["b"]

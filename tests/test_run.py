@@ -124,6 +124,23 @@ def test_mistakes_end_the_command_before_anything_starts(
     assert not command.results_dir.exists()
 
 
+def test_a_results_dir_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = door(f"results_dir={tmp_path}/file")
+    assert done.returncode == 2
+    assert done.stderr == f"bench/run.py: results_dir={tmp_path}/file: Not a directory\n"
+
+
+def test_a_torn_file_in_the_folder_does_no_harm(bench_run: Run, tmp_path: Path) -> None:
+    trials = tmp_path / "results" / "trials"
+    trials.mkdir(parents=True)
+    (trials / "torn.parquet").write_bytes(b"PAR1 and then no more")
+    trial = bench_run()
+    assert trial.code == 0
+    assert "1 of 1 trials" in trial.out
+    assert trial.err == ""
+
+
 def test_replicates_are_fresh_interleaved_and_told_apart(bench_run: Run) -> None:
     sweep = bench_run("-m", "seed=1,2", "replicates=2")
     rows = sweep.rows
