@@ -23,9 +23,10 @@ import torch.distributed as dist
 
 from bench import device as accelerator
 from bench import facts
+from bench.allocator import CpuRecorder
 from bench.build import build
 from bench.machine import Health, Sensors
-from bench.memory import Attribution, CpuRecorder, Tracker
+from bench.memory import Attribution, Tracker
 from bench.state import Run
 from bench.step import step
 from bench.techniques import TECHNIQUES

@@ -1,11 +1,8 @@
-"""Where the bytes are: the judge and the witness.
+"""Where the bytes are: the witness.
 
-The judge is the allocator. On an accelerator its counters cost nothing and are read in `device.py`; on a
-CPU its own allocation events are collected by torch.profiler, here, in a pass of its own.
-
-The witness is `Tracker`, a dispatch mode that sees every tensor an operation returns, counts each storage
-once, notes when it dies, and says afterwards what it was: parameter, gradient, optimizer, activation,
-temporary or input. It decides nothing about a measured peak; the difference between the two
+`Tracker` is a dispatch mode that sees every tensor an operation returns, counts each storage once, notes
+when it dies, and says afterwards what it was. It decides nothing about a measured peak: that is the
+allocator's word (`device.py` on an accelerator, `allocator.py` on a CPU). The difference between the two
 (`untracked_bytes`) is what operations allocate inside themselves, where no tensor is seen.
 
 What the categories mean:
@@ -13,14 +10,13 @@ What the categories mean:
   gradient    what becomes some parameter's .grad, from its birth on
   optimizer   the optimizer's state
   activation  born in a forward and kept for the backward, autocast's 16-bit copies of weights included
-  temporary   everything else, FSDP's gathered weights included (`gathered_bytes` tells them apart)
+  temporary   everything else, FSDP's gathered weights included (`gathered_max_bytes` tells them apart)
   input       the batches
 """
 
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +25,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -256,71 +251,3 @@ def _watch_resizes(seen: Callable[[torch.UntypedStorage, int], None]) -> Iterato
         yield
     finally:
         torch.UntypedStorage.resize_ = original  # type: ignore[method-assign]
-
-
-@dataclass(frozen=True)
-class CpuAllocations:
-    """The CPU allocator's own account, in bytes: peaks within the named spans of a recording."""
-
-    peaks: dict[str, int]
-
-    def peak(self, prefix: str) -> int:
-        """The highest of the spans whose name starts with `prefix`; 0 if there is none."""
-        return max((p for name, p in self.peaks.items() if name.startswith(prefix)), default=0)
-
-
-class CpuRecorder:
-    """Records every allocation of torch's CPU allocator between entering and leaving.
-
-    What was allocated before is not counted and its release is ignored, so `peaks` are absolute for
-    what is built inside. Source: torch.profiler's [memory] events (profile_memory=True).
-    """
-
-    def __init__(self) -> None:
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-
-    def __enter__(self) -> CpuRecorder:
-        self._profile.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._profile.__exit__(*exc)
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Names a stretch of the recording, so that its peak can be asked for."""
-        with record_function(f"bench/{name}"):
-            yield
-
-    def allocations(self) -> CpuAllocations:
-        """To be called after leaving."""
-        events: Any = self._profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-        spans = [
-            (e.start_ns(), e.end_ns(), e.name().removeprefix("bench/"))
-            for e in events
-            if e.name().startswith("bench/")
-        ]
-        changes = [
-            (e.start_ns(), e.nbytes())
-            for e in events
-            if e.name() == "[memory]" and e.device_type() == torch._C._autograd.DeviceType.CPU
-        ]
-        changes.sort(key=lambda change: change[0])
-        return CpuAllocations(peaks=_peaks_within(spans, changes))
-
-
-def _peaks_within(spans: list[tuple[int, int, str]], changes: list[tuple[int, int]]) -> dict[str, int]:
-    """For each span (start, end, name): the running sum's maximum inside it, its level at the start
-    included."""
-    peaks: dict[str, int] = defaultdict(int)
-    for start, end, name in spans:
-        held = 0
-        for when, change in changes:
-            if when > end:
-                break
-            if when > start:
-                peaks[name] = max(peaks[name], held)
-            held += change
-            if when >= start:
-                peaks[name] = max(peaks[name], held)
-    return dict(peaks)

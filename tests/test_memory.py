@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.allocator import CpuRecorder
 from bench.build import build
 from bench.measure import _cpu_allocator
-from bench.memory import Attribution, CpuRecorder, Tracker
+from bench.memory import Attribution, Tracker
 from bench.state import Run
 from bench.step import step
 from bench.trial import Trial
