@@ -98,10 +98,15 @@ def counters(device: torch.device) -> Counters | None:
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Forgets the peaks so far, and returns cached blocks that no tensor uses to the driver."""
+    """Forgets the peaks so far."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+
+
+def release_cached(device: torch.device) -> None:
+    """Returns cached blocks that no tensor uses to the driver; what needs them next waits for new ones."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats(device)
 
 
 class Stopwatch:

@@ -91,6 +91,7 @@ def _passes(
     columns |= _prefixed("build_", _peaks(device))
 
     report("warm-up")
+    accelerator.release_cached(device)  # building has needs of its own, training must not inherit them
     accelerator.reset_peaks(device)
     columns |= _warm_up(run)
     columns |= _prefixed("cold_", _peaks(device))
