@@ -26,6 +26,7 @@ from bench.trial import Trial
 
 CONF = ROOT / "conf"
 _MOST_REPLICATES = 1000
+_LONGEST_SECONDS = 21 * 24 * 3600  # beyond it the system call that waits takes no number
 
 
 class CommandError(ValueError):
@@ -101,8 +102,11 @@ def job_of(config: DictConfig) -> Job:
         raise CommandError(f"replicates={job.replicates}: must be from 1 to {_MOST_REPLICATES}")
     if not config["results_dir"]:
         raise CommandError("results_dir is empty: name a folder, or leave it out for results/")
-    if job.timeout_seconds <= 0:
-        raise CommandError(f"timeout_seconds={job.timeout_seconds:g}: must be greater than 0")
+    if not 0 < job.timeout_seconds <= _LONGEST_SECONDS:
+        raise CommandError(
+            f"timeout_seconds={job.timeout_seconds:g}: must be greater than 0, and at most "
+            f"{_LONGEST_SECONDS} (three weeks)"
+        )
     return Job(**{**vars(job), "results_dir": job.results_dir.expanduser().absolute()})
 
 
@@ -174,7 +178,7 @@ def _command(
         # The first override varies slowest: every trial once, then every trial again.
         numbers = ",".join(str(number) for number in range(job.replicates))
         given = [f"replicate={numbers}", *given]
-    if size != 1:
+    if size != 1 or any(override.is_sweep_override() for override in overrides):
         added.append("hydra.mode=MULTIRUN")
     return Command([*given, *added], sweep_id, size, job.results_dir)
 
@@ -220,6 +224,8 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
         key = override.key_or_group
         if override.type != OverrideType.CHANGE or key.startswith("hydra"):
             continue  # +key, ++key and ~key are Hydra's own business, and so is hydra itself
+        if key.endswith(".name") and key.removesuffix(".name") in _axes():
+            raise CommandError(f"{key}: a level's name says what it is; choose with {key[:-5]}=LEVEL")
         if key in _axes():
             for value in values:
                 level = value.partition("=")[2].strip("'\"")

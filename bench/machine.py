@@ -121,13 +121,15 @@ class Sensors:
             return
         try:
             import pynvml
-
+        except ImportError:
+            return
+        try:
             pynvml.nvmlInit()
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             self.driver_version = str(pynvml.nvmlSystemGetDriverVersion())
             self._nvml = pynvml
-        except (ImportError, pynvml.NVMLError):
+        except pynvml.NVMLError:
             self._handle = None
 
     def read(self) -> Health:

@@ -159,6 +159,8 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     """Ranks to one row: bytes take the largest, losses the mean, rates add up."""
     ranks = outcome.ranks
     row = {k: v for k, v in next(filter(None, ranks)).items() if k in SCHEMA.names}
+    if "evidence" in row:  # a trial that fails after its attribution has evidence too
+        row["evidence"] = json.dumps(_evidence([r.get("evidence", {}) for r in ranks]), sort_keys=True)
     for name in RANK_BYTES:
         values = [r[name] for r in ranks if r.get(name) is not None]
         row[name] = max(values) if values else None
@@ -171,7 +173,6 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     if outcome.status != "ok":
         return row
     row["overhead_seconds"] = outcome.wall_seconds - max(r["working_seconds"] for r in ranks)
-    row["evidence"] = json.dumps(_evidence([r["evidence"] for r in ranks]), sort_keys=True)
     if trial.method != "measure":
         return row
     losses = [r["losses"] for r in ranks]

@@ -68,7 +68,8 @@ def _close(command: Command, interrupted: bool) -> int:
     if interrupted:
         return 130
     failed = any(row["status"] in ("error", "timeout") for row in rows)
-    return 1 if failed or not rows else 0
+    missing = command.size is not None and len(rows) < command.size
+    return 1 if failed or missing or not rows else 0
 
 
 def run_job(config: DictConfig) -> None:

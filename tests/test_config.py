@@ -48,6 +48,12 @@ def test_size_of_a_sweep(arguments: tuple[str, ...], size: int) -> None:
     assert checked(*arguments) == size
 
 
+def test_a_sweep_over_one_value_is_a_sweep() -> None:
+    command = check(["precision=choice(fp32)"], multirun=True, sweep_id="s")
+    assert command.size == 1
+    assert "hydra.mode=MULTIRUN" in command.arguments
+
+
 def test_replicates_are_interleaved() -> None:
     command = check(["precision=fp16,int8", "replicates=2"], multirun=True, sweep_id="s")
     assert command.arguments[0] == "replicate=0,1", "the first override varies slowest"
@@ -68,6 +74,8 @@ def test_replicates_are_interleaved() -> None:
         ("seq_len=99999999999999999999", "seq_len=99999999999999999999: must be at most 2^62"),
         ("optimizer.lr=1e400", "optimizer.lr=inf: must be greater than 0, and finite"),
         ("model.hidden_size=130", "model.hidden_size=130: must be a multiple of model.heads=4"),
+        ("timeout_seconds=1e400", "timeout_seconds=inf: must be greater than 0, and at most"),
+        ("precision.name=int8", "precision.name: a level's name says what it is"),
         ("method=guess", "method=guess: choose one of"),
         ("lora=[on", "cannot read the command line"),
         ("replicates=0", "replicates=0: must be from 1"),

@@ -69,6 +69,14 @@ def test_a_failed_trial_has_a_row_too(tmp_path: Path) -> None:
     assert read["peak_allocated_bytes"] is None
 
 
+def test_a_trial_that_fails_after_its_attribution_keeps_its_row(tmp_path: Path) -> None:
+    late = Outcome("oom", "no memory left", "Traceback ...", [rank(1, 1.0)], {}, 3.0)
+    failed = results.row_of(make_trial(), late, {"started_at": datetime.now(UTC), "sweep_id": "s"})
+    results.write(failed, tmp_path, "a")
+    read = results.records(tmp_path)[0]
+    assert (read["status"], read["evidence"]) == ("oom", '{"parameter_bytes_held": 1, "ranks": 2}')
+
+
 def test_bytes_survive_exactly(tmp_path: Path) -> None:
     large = 2**53 + 1  # the first integer that a double cannot hold
     results.write(row([rank(large, 1.0)] * 2), tmp_path, "a")
