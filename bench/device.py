@@ -1,7 +1,7 @@
 """The one place that talks to the accelerator.
 
 Everything goes through torch.accelerator, so that CUDA, ROCm, XPU and MPS follow the same path. On a CPU
-device there is no allocator to ask: the counters here answer None, and `memory.py` has another way.
+device there is no allocator to ask: the counters here answer None, and `allocator.py` has another way.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ def memory_bytes(device: torch.device) -> int:
 class Counters:
     """The caching allocator's own words, in bytes."""
 
-    allocated: int
     reserved: int
     peak_allocated: int
     peak_reserved: int
@@ -90,7 +89,6 @@ def counters(device: torch.device) -> Counters | None:
         return None
     accelerator = torch.accelerator
     return Counters(
-        allocated=accelerator.memory_allocated(device),
         reserved=accelerator.memory_reserved(device),
         peak_allocated=accelerator.max_memory_allocated(device),
         peak_reserved=accelerator.max_memory_reserved(device),

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from bench import flops
-from bench.memory import Attribution
+from bench.memory import Attribution, Tracker
 from bench.models import attention_of, blocks_of
 from bench.state import Run, parameter_counts, parameter_sizes
+from bench.step import step
+from bench.techniques import TECHNIQUES
 
 
 def size(run: Run) -> dict[str, Any]:
@@ -53,8 +55,23 @@ def _matmul_params(run: Run) -> tuple[int, int, int]:
     return counts[0], counts[1], counts[2]
 
 
-def attribution(seen: Attribution) -> dict[str, Any]:
-    """Columns of what the tracker saw in one step, on real tensors or on fake ones."""
+def watched_step(run: Run) -> dict[str, Any]:
+    """Columns of one more step, watched: where the bytes are, and that each technique was in force.
+
+    Raises:
+        NotInForce: a technique that the trial asked for did not happen.
+    """
+    watchers = [technique.watch(run) for technique in TECHNIQUES]
+    tracker = Tracker(run)
+    with tracker:
+        step(run, tracker.enter_phase)
+    evidence: dict[str, Any] = {}
+    for watcher in watchers:
+        evidence |= watcher()
+    return {"evidence": evidence, **_attribution(tracker.attribution())}
+
+
+def _attribution(seen: Attribution) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "tracked_peak_bytes": seen.peak,
         "peak_phase": seen.phase,

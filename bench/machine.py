@@ -65,6 +65,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def process_bytes(field: str) -> int | None:
+    """A field of /proc/self/status in bytes (VmRSS, VmHWM, VmData); None where the system has none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
 def host_memory_bytes() -> int:
     """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

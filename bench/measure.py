@@ -15,7 +15,6 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +24,9 @@ from bench import device as accelerator
 from bench import facts
 from bench.allocator import CpuRecorder
 from bench.build import build
-from bench.machine import Health, Sensors
-from bench.memory import Attribution, Tracker
+from bench.machine import Health, Sensors, process_bytes
 from bench.state import Run
 from bench.step import step
-from bench.techniques import TECHNIQUES
 from bench.timing import relative_width
 from bench.trial import Timing, Trial
 
@@ -64,11 +61,17 @@ def measure(
         NotInForce: a technique that the trial asked for did not happen.
         RuntimeError: anything else the libraries raise, running out of memory included.
     """
-    idle_rss_bytes = _resident_bytes("VmRSS")
+    idle_rss_bytes = process_bytes("VmRSS")
     try:
         _passes(trial, device, rank, columns, report, idle_rss_bytes)
     finally:  # a trial that ran out of memory has a peak too
-        columns.setdefault("peak_host_rss_bytes", max(0, _resident_bytes("VmHWM") - idle_rss_bytes))
+        columns.setdefault("peak_host_rss_bytes", _grown_to(idle_rss_bytes))
+
+
+def _grown_to(idle_rss_bytes: int | None) -> int | None:
+    """The high-water mark of resident memory over the idle process; None where the system does not say."""
+    peak = process_bytes("VmHWM")
+    return None if peak is None or idle_rss_bytes is None else max(0, peak - idle_rss_bytes)
 
 
 def _passes(
@@ -77,7 +80,7 @@ def _passes(
     rank: int,
     columns: dict[str, Any],
     report: Report,
-    idle_rss_bytes: int,
+    idle_rss_bytes: int | None,
 ) -> None:
     sensors = Sensors(device)
     before = sensors.read()
@@ -102,18 +105,17 @@ def _passes(
     columns["losses"] = columns.pop("warmup_losses") + columns.pop("timed_losses")
     columns |= _peaks(device)
     columns |= _driver_columns(device, before, sensors.read())
-    columns["peak_host_rss_bytes"] = max(0, _resident_bytes("VmHWM") - idle_rss_bytes)
+    columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
 
     report("attribution")
-    attribution, columns["evidence"] = _attribute(run)
-    columns |= facts.attribution(attribution)
+    columns |= facts.watched_step(run)
 
     if device.type == "cpu":
         report("allocator")
         del run
         gc.collect()
         columns |= _cpu_allocator(trial, device, rank)
-    columns["untracked_bytes"] = columns["peak_allocated_bytes"] - attribution.peak
+    columns["untracked_bytes"] = columns["peak_allocated_bytes"] - columns["tracked_peak_bytes"]
 
 
 def _warm_up(run: Run) -> dict[str, Any]:
@@ -230,18 +232,6 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> dict
     }
 
 
-def _attribute(run: Run) -> tuple[Attribution, dict[str, Any]]:
-    """One more step, watched: where the bytes are, and whether each technique was in force."""
-    watchers = [technique.watch(run) for technique in TECHNIQUES]
-    tracker = Tracker(run)
-    with tracker:
-        step(run, tracker.enter_phase)
-    evidence: dict[str, Any] = {}
-    for watcher in watchers:
-        evidence |= watcher()
-    return tracker.attribution(), evidence
-
-
 def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, Any]:
     """Pass 3: build and step again while torch's CPU allocator tells of every allocation."""
     with CpuRecorder() as recorder:
@@ -259,12 +249,3 @@ def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, A
         "cold_peak_allocated_bytes": allocations.peak("cold"),
         "peak_allocated_bytes": allocations.peak("steady/"),
     }
-
-
-def _resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (high-water mark) of this process; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)

@@ -28,10 +28,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.categories import CATEGORIES, PHASES
 from bench.state import Run, gradient_tensors, optimizer_tensors, weight_tensors
-
-CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary", "input")
-PHASES = ("forward", "backward", "optimizer")
 
 _CUDA_BLOCK = 512  # the caching allocator rounds every request up to this (c10 kMinBlockSize)
 
@@ -65,16 +63,15 @@ class Attribution:
 class _Timeline:
     """Changes of storages' sizes in order, with the places where phases begin."""
 
-    initial: list[_Storage] = field(default_factory=list)
+    initial: dict[_Storage, int] = field(default_factory=dict)
     changes: list[tuple[_Storage, int]] = field(default_factory=list)
     phases: list[tuple[int, str]] = field(default_factory=list)
-    initial_bytes: dict[_Storage, int] = field(default_factory=dict)
 
     def replay(self) -> Attribution:
         held: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
         largest = dict(held)
-        for storage in self.initial:
-            held[storage.category] += self.initial_bytes[storage]
+        for storage, size in self.initial.items():
+            held[storage.category] += size
         total, gathered, gathered_most = sum(held.values()), 0, 0
         peak, phase_at_peak, at_peak, phase = -1, "forward", dict(held), "forward"
         by_phase: dict[str, int] = dict.fromkeys(PHASES, 0)
@@ -205,8 +202,7 @@ class Tracker(TorchDispatchMode):
             for region in self._regions:
                 region.append(storage)
         else:  # never seen being made: it was there before we looked
-            self._timeline.initial.append(storage)
-            self._timeline.initial_bytes[storage] = size
+            self._timeline.initial[storage] = size
         return storage
 
     def _register(self, untyped: torch.UntypedStorage) -> _Storage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from bench import timing
+from bench.categories import CATEGORIES, PHASES
 from bench.flops import peak_flops_per_sec
 from bench.isolate import Outcome
 from bench.machine import PACKAGES
@@ -28,7 +30,6 @@ from bench.trial import Trial
 SCHEMA_VERSION = 1
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary", "input")
 
 # What the ranks of one trial may disagree on: the row holds the largest, `per_rank` keeps them all.
 RANK_BYTES = (
@@ -43,9 +44,9 @@ RANK_BYTES = (
     "cold_peak_reserved_bytes",
     "tracked_peak_bytes",
     "gathered_max_bytes",
-    *(f"{category}_bytes" for category in _CATEGORIES),
-    *(f"{category}_max_bytes" for category in _CATEGORIES),
-    *(f"{phase}_tracked_peak_bytes" for phase in ("forward", "backward", "optimizer")),
+    *(f"{category}_bytes" for category in CATEGORIES),
+    *(f"{category}_max_bytes" for category in CATEGORIES),
+    *(f"{phase}_tracked_peak_bytes" for phase in PHASES),
     "untracked_bytes",
     "oom_requested_bytes",
 )
@@ -164,10 +165,14 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     for name in RANK_BYTES:
         values = [r[name] for r in ranks if r.get(name) is not None]
         row[name] = max(values) if values else None
-    if "tracked_peak_bytes" in row and row["tracked_peak_bytes"] is not None:
+    if row["tracked_peak_bytes"] is not None:
         row |= _largest_rank(ranks)
     row["per_rank"] = [
-        {"rank": rank, **{name: columns.get(name) for name in RANK_BYTES}, **_rank_time(columns)}
+        {
+            "rank": rank,
+            "step_seconds_median": _median(columns.get("step_seconds")),
+            **{name: columns.get(name) for name in RANK_BYTES},
+        }
         for rank, columns in enumerate(ranks)
     ]
     if outcome.status != "ok":
@@ -188,15 +193,12 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
 def _largest_rank(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """The categories at the peak of the rank whose peak was largest: they sum to its tracked peak."""
     largest = max(ranks, key=lambda r: r.get("tracked_peak_bytes") or 0)
-    names = [f"{category}_bytes" for category in _CATEGORIES]
+    names = [f"{category}_bytes" for category in CATEGORIES]
     return {name: largest.get(name) for name in (*names, "tracked_peak_bytes", "peak_phase")}
 
 
-def _rank_time(columns: dict[str, Any]) -> dict[str, Any]:
-    seconds = columns.get("step_seconds")
-    if not seconds:
-        return {"step_seconds_median": None}
-    return {"step_seconds_median": sorted(seconds)[len(seconds) // 2]}
+def _median(seconds: list[float] | None) -> float | None:
+    return statistics.median(seconds) if seconds else None
 
 
 def _evidence(ranks: list[dict[str, Any]]) -> dict[str, Any]:

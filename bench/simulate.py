@@ -24,9 +24,7 @@ from transformers import masking_utils
 
 from bench import facts
 from bench.build import build
-from bench.memory import Tracker
 from bench.step import step
-from bench.techniques import TECHNIQUES
 from bench.trial import Trial
 
 _SETTLING_STEPS = 2  # the optimizer's state appears in the first; the second is already steady
@@ -76,13 +74,5 @@ def simulate(trial: Trial, columns: dict[str, Any]) -> None:
         columns |= facts.size(run)
         for _ in range(_SETTLING_STEPS):
             step(run)
-        watchers = [technique.watch(run) for technique in TECHNIQUES]
-        tracker = Tracker(run)
-        with tracker:
-            step(run, tracker.enter_phase)
-        columns["evidence"] = {}
-        for watcher in watchers:
-            columns["evidence"] |= watcher()
-    attribution = tracker.attribution()
-    columns |= facts.attribution(attribution)
-    columns["peak_allocated_bytes"] = attribution.peak
+        columns |= facts.watched_step(run)
+    columns["peak_allocated_bytes"] = columns["tracked_peak_bytes"]

@@ -13,14 +13,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from bench import device as accelerator
-from bench.machine import hardware
+from bench.machine import hardware, process_bytes
 from bench.measure import measure
 from bench.simulate import simulate
 from bench.trial import Trial, skip_reason
@@ -113,17 +112,11 @@ def _settle(trial: Trial, device: torch.device) -> int:
     accelerator.enter(device, trial.memory_limit_bytes)
     if device.type == "cpu" and trial.memory_limit_bytes is not None:
         torch.ones(1 << 20).sum()  # the thread pool's stacks exist before the limit counts
-        held = _data_bytes()
+        held = process_bytes("VmData")  # what RLIMIT_DATA counts: private writable memory
+        if held is None:
+            raise OSError("memory_limit_bytes on a CPU needs /proc/self/status, which this system lacks")
         resource.setrlimit(resource.RLIMIT_DATA, (held + trial.memory_limit_bytes,) * 2)
     return torch.get_num_threads()
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA counts: this process's private writable memory."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData"):
-            return int(line.split()[1]) * 1024
-    raise OSError("memory_limit_bytes on a CPU needs /proc/self/status, which this system lacks")
 
 
 def _join(trial: Trial, device: torch.device, rank: int, rendezvous: str) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
 
-from bench.state import NotInForce, Run
+from bench.state import NotInForce, Run, local
 
 Packed = tuple[torch.device, torch.Tensor] | torch.Tensor
 
@@ -43,8 +43,7 @@ class ActivationOffload:
 
     def _learn_weights(self, module: nn.Module) -> None:
         for parameter in module.parameters():
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            self._weights.add(local.untyped_storage()._cdata)
+            self._weights.add(local(parameter).untyped_storage()._cdata)
 
     def _pack(self, tensor: torch.Tensor) -> Packed:
         if isinstance(tensor, DTensor) or tensor.untyped_storage()._cdata in self._weights:

@@ -1,0 +1,4 @@
+"""What a byte can be, and when: words that the tracker and the row share. Needs nothing, so both may."""
+
+CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary", "input")
+PHASES = ("forward", "backward", "optimizer")
