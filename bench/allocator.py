@@ -1,19 +1,28 @@
 """What torch's CPU allocator itself counts: the judge of a measured peak where no device counts for free.
 
 torch.profiler tells of every allocation and release; recording them costs time, so it is done in a pass of
-its own (see `measure.py`), never while steps are timed.
+its own (see `measure.py`), never while steps are timed. With every event comes the allocator's running
+total. Left to itself that total misses what threads release that the profiler does not follow, gloo's above
+all; the flag FLAGS_caffe2_report_cpu_memory_usage makes the allocator count every thread.
+
+Source: ProfiledCPUMemoryReporter in c10/core/CPUAllocator.cpp.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
+
+_COUNT_EVERY_THREAD = "FLAGS_caffe2_report_cpu_memory_usage"
 
 
 @dataclass(frozen=True)
@@ -26,23 +35,29 @@ class CpuAllocations:
         """The highest of the spans whose name starts with `prefix`; 0 if there is none."""
         return max((p for name, p in self.peaks.items() if name.startswith(prefix)), default=0)
 
+    def least_peak(self, prefix: str) -> int:
+        """The lowest peak of the spans whose name starts with `prefix`; 0 if there is none."""
+        return min((p for name, p in self.peaks.items() if name.startswith(prefix)), default=0)
+
 
 class CpuRecorder:
     """Records every allocation of torch's CPU allocator between entering and leaving.
 
     What was allocated before is not counted and its release is ignored, so `peaks` are absolute for
-    what is built inside. Source: torch.profiler's [memory] events (profile_memory=True).
+    what is built inside. One recording in a process: the allocator's total is never reset.
     """
 
     def __init__(self) -> None:
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
     def __enter__(self) -> CpuRecorder:
+        _count_every_thread(True)
         self._profile.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._profile.__exit__(*exc)
+        _count_every_thread(False)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -52,33 +67,39 @@ class CpuRecorder:
 
     def allocations(self) -> CpuAllocations:
         """To be called after leaving."""
-        events: Any = self._profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-        spans = [
-            (e.start_ns(), e.end_ns(), e.name().removeprefix("bench/"))
-            for e in events
-            if e.name().startswith("bench/")
-        ]
-        changes = [
-            (e.start_ns(), e.nbytes())
-            for e in events
-            if e.name() == "[memory]" and e.device_type() == torch._C._autograd.DeviceType.CPU
-        ]
-        changes.sort(key=lambda change: change[0])
-        return CpuAllocations(peaks=_peaks_within(spans, changes))
+        spans: list[tuple[int, int, str]] = []
+        totals: list[tuple[int, int]] = []
+        waiting: list[Any] = list(self._profile.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+        while waiting:
+            event = waiting.pop()
+            waiting.extend(event.children)
+            if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
+                totals.append((event.start_time_ns, event.extra_fields.total_allocated))
+            elif event.name.startswith("bench/"):
+                name = event.name.removeprefix("bench/")
+                spans.append((event.start_time_ns, event.end_time_ns, name))
+        totals.sort(key=lambda total: total[0])
+        return CpuAllocations(peaks=_peaks_within(spans, totals))
 
 
-def _peaks_within(spans: list[tuple[int, int, str]], changes: list[tuple[int, int]]) -> dict[str, int]:
-    """For each span (start, end, name): the running sum's maximum inside it, its level at the start
-    included."""
+def _count_every_thread(yes: bool) -> None:
+    """Sets c10's flag where this build of torch exports it; elsewhere the profiled threads count alone."""
+    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    try:
+        ctypes.c_bool.in_dll(ctypes.CDLL(str(library)), _COUNT_EVERY_THREAD).value = yes
+    except (OSError, ValueError):
+        return
+
+
+def _peaks_within(spans: list[tuple[int, int, str]], totals: list[tuple[int, int]]) -> dict[str, int]:
+    """For each span (start, end, name): the total's maximum inside it, its level at the start included."""
     peaks: dict[str, int] = defaultdict(int)
     for start, end, name in spans:
         held = 0
-        for when, change in changes:
+        for when, total in totals:
             if when > end:
                 break
-            if when > start:
-                peaks[name] = max(peaks[name], held)
-            held += change
             if when >= start:
-                peaks[name] = max(peaks[name], held)
+                peaks[name] = max(peaks[name], held, total)
+            held = total
     return dict(peaks)

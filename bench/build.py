@@ -11,20 +11,21 @@ from bench.techniques import PLACING, SHAPING
 from bench.trial import Trial
 
 
-def build(trial: Trial, device: torch.device, rank: int = 0) -> Run:
+def build(trial: Trial, device: torch.device, rank: int = 0, target: str | None = None) -> Run:
     """Everything a step needs, ready for the first one.
 
     Args:
         trial: what to build.
         device: where it trains.
         rank: this process among the trial's ranks; ranks share weights and differ in tokens.
+        target: the type of device that a simulated trial is about; None: the one it runs on.
 
     Raises:
         torch.OutOfMemoryError: the device cannot hold the model (RuntimeError on the CPU).
         ValueError: a technique cannot be applied to this architecture.
     """
     with unset_fake_temporarily():  # shapes are neither real nor fake
-        run = Run(trial=trial, device=device, model=models.on_meta(trial))
+        run = Run(trial, device, target or device.type, models.on_meta(trial))
         for technique in SHAPING:
             technique.apply(run)
     for technique in PLACING:

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench import inside
 from bench.categories import CATEGORIES, PHASES
 from bench.state import Run, gradient_tensors, optimizer_tensors, weight_tensors
 
@@ -41,6 +42,7 @@ class _Storage:
     bytes: int
     category: str = "temporary"
     gathered: bool = False
+    unmade_bytes: int = 0  # its size, while operations have used it, none made it and nobody owned it
     reference: weakref.ref[torch.UntypedStorage] | None = None
 
 
@@ -101,7 +103,23 @@ class _Timeline:
         )
 
 
-class Tracker(TorchDispatchMode):
+class _Watch(TorchDispatchMode):
+    """Shows a tracker every operation."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracker = tracker
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Lets the operation run, then sees what went in and what came out."""
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # let it become operations on local tensors, and see those
+        return self.tracker.watch(func, args, kwargs or {}, self)
+
+
+class Tracker:
     """Watches one step of `run`; enter it, pass `enter_phase` to the step, then ask `attribution`.
 
     Args:
@@ -109,9 +127,8 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.run = run
-        self.rounding = 1 if run.device.type == "cpu" else _CUDA_BLOCK
+        self.rounding = 1 if run.target == "cpu" else _CUDA_BLOCK
         self._storages: dict[int, _Storage] = {}
         self._timeline = _Timeline()
         self._phase = ""
@@ -129,26 +146,28 @@ class Tracker(TorchDispatchMode):
             after = block.register_forward_hook(self._leave_region, always_call=True)
             self._stack.callback(before.remove)
             self._stack.callback(after.remove)
-        super().__enter__()  # type: ignore[no-untyped-call]
+        self._stack.enter_context(_Watch(self))  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._stack.close()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Lets the operation run, then sees what went in and what came out."""
-        if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # let it become operations on local tensors, and see those
-        result = func(*args, **(kwargs or {}))
+    def watch(self, func: Any, args: Any, kwargs: dict[str, Any], mode: TorchDispatchMode) -> Any:
+        """Runs one operation and notes what was there, what it made, and what came and went."""
+        on_cpu = self.run.target == "cpu"
+        done, result = inside.opened(func, args, kwargs, mode) if on_cpu else (False, None)
+        if not done:
+            result = func(*args, **kwargs)
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor, born=False)
+                self._see(tensor, "found")
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor, born=True)
+                self._see(tensor, "made")
+        passing = inside.passing_bytes(func, args, result) if on_cpu else 0
+        if passing:
+            copy = _Storage(bytes=0)
+            self._timeline.changes += [(copy, passing), (copy, -passing)]
         return result
 
     def enter_phase(self, phase: str) -> None:
@@ -180,11 +199,16 @@ class Tracker(TorchDispatchMode):
 
     def _know(self, category: str, tensors: Iterator[torch.Tensor]) -> None:
         for tensor in tensors:
-            storage = self._see(tensor, born=False)
-            if storage is not None and not storage.gathered:
-                storage.category = category
+            storage = self._see(tensor, "owned")
+            if storage is None or storage.gathered:
+                continue
+            if storage.unmade_bytes:  # what the run owns and no operation made was there before
+                storage.bytes, storage.unmade_bytes = storage.unmade_bytes, 0
+                self._timeline.initial[storage] = storage.bytes
+            storage.category = category
 
-    def _see(self, tensor: torch.Tensor, *, born: bool) -> _Storage | None:
+    def _see(self, tensor: torch.Tensor, how: str) -> _Storage | None:
+        """`made` by an operation, `found` among the arguments of one, or `owned` by the run."""
         if tensor.device.type != self.run.device.type or isinstance(tensor, DTensor):
             return None
         try:
@@ -196,13 +220,16 @@ class Tracker(TorchDispatchMode):
             return known
         storage = self._register(untyped)
         size = self._rounded(untyped.nbytes())
+        if how == "found":  # gloo's copy of what it reduces: `inside` counts it
+            storage.unmade_bytes = size
+            return storage
         storage.bytes = size
-        if born:
-            self._timeline.changes.append((storage, size))
-            for region in self._regions:
-                region.append(storage)
-        else:  # never seen being made: it was there before we looked
+        if how == "owned":
             self._timeline.initial[storage] = size
+            return storage
+        self._timeline.changes.append((storage, size))
+        for region in self._regions:
+            region.append(storage)
         return storage
 
     def _register(self, untyped: torch.UntypedStorage) -> _Storage:
@@ -220,7 +247,7 @@ class Tracker(TorchDispatchMode):
 
     def _resized(self, untyped: torch.UntypedStorage, size: int) -> None:
         """FSDP frees and makes anew the weights it gathers by resizing their storages."""
-        if untyped.device.type != self.run.device.type:
+        if untyped.device.type not in (self.run.device.type, "meta"):  # a fake storage is on meta
             return
         storage = self._storages.get(untyped._cdata) or self._register(untyped)
         change = self._rounded(size) - storage.bytes

@@ -34,17 +34,24 @@ def _no_sync_needed(_model: nn.Module, _last: bool) -> AbstractContextManager[An
 class Run:
     """A trial under construction, then in training.
 
-    `batches` holds one batch for each micro-step, every value [micro_batch_size, seq_len].
+    `batches` holds one batch for each micro-step, every value [micro_batch_size, seq_len]. `target` is the
+    type of device whose memory is asked about: where it runs, or where a simulated trial would.
     """
 
     trial: Trial
     device: torch.device
+    target: str
     model: nn.Module
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
     activation_offload: _Offload | None = None
     gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
+
+    @property
+    def imagined(self) -> bool:
+        """Whether tensors have shapes and no data, and other ranks do not exist."""
+        return self.trial.method == "simulate"
 
     def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """The transformer blocks themselves, whatever wraps them."""

@@ -336,10 +336,6 @@ def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None
             "(device=cpu predicts the CPU's bytes)",
         ),
         (
-            trial.method == "simulate" and trial.fsdp.name != "off",
-            "method=simulate predicts one process only, so far: it does not see what FSDP and DDP gather",
-        ),
-        (
             learned and trial.seq_len > trial.model.max_positions,
             f"{trial.model.name} has {trial.model.max_positions} learned positions, fewer than "
             f"seq_len={trial.seq_len}",

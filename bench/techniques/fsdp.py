@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -63,7 +64,7 @@ def _sharding(run: Run) -> dict[str, Any]:
     # gathered bytes, while the shards and the reduction stay in the parameters' own dtype.
     mixed = DTYPES[trial.precision.compute_dtype] if trial.precision.autocast else None
     return {
-        "mesh": init_device_mesh(run.device.type, (trial.world_size,)),
+        "mesh": _mesh(run),
         "reshard_after_forward": trial.fsdp.name == "full_shard",
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=mixed,
@@ -74,6 +75,11 @@ def _sharding(run: Run) -> dict[str, Any]:
             CPUOffloadPolicy(pin_memory=run.device.type != "cpu") if offloaded else OffloadPolicy()
         ),
     }
+
+
+def _mesh(run: Run) -> DeviceMesh:
+    with unset_fake_temporarily():  # it asks real numbers of its ranks, imagined or not
+        return init_device_mesh(run.device.type, (run.trial.world_size,))
 
 
 def _fsdp_gradient_sync(model: Any, last: bool) -> Any:

@@ -1,0 +1,130 @@
+"""What a simulated step meets in place of data and of other ranks.
+
+Inside `imagined` new tensors have shapes only, a process group has any number of ranks of which one
+exists, and code that looks at data is given the answer that a training step would find, so that it takes
+the measured step's path. Sources of what is answered: transformers' masking_utils asks whether tokens are
+packed or padded (never, here) and treats fake tensors as tracing; torch's GradScaler asks whether any
+gradient overflowed (not in a step that counts); Adafactor reads its step count.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from bitsandbytes.backends.cpu import ops as bnb_kernels
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
+
+from bench.techniques import fsdp
+from bench.trial import Trial
+
+
+class _Answers(TorchDispatchMode):
+    """Gives code that reads a fake scalar the value that a training step would find there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._whether_any: set[int] = set()  # outliers, overflows: of those there are none
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            dtype = args[0].dtype
+            if dtype == torch.bool:
+                return id(args[0]) not in self._whether_any
+            return 1.0 if dtype.is_floating_point else 1
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.any.default:
+            self._whether_any.add(id(result))
+            weakref.finalize(result, self._whether_any.discard, id(result))
+        return result
+
+
+class ImaginedReplicas(DistributedDataParallel):
+    """What DistributedDataParallel holds with gradients as views of its buckets, without its reducer.
+
+    The reducer is C++ and reads memory, which fake tensors do not have. What it holds is simple: one flat
+    buffer for each dtype, from construction on, into which every finished gradient is copied before its
+    own storage is freed. Source: Reducer::mark_variable_ready_dense in torch/csrc/distributed/c10d.
+    """
+
+    def __init__(self, module: nn.Module, **_options: Any) -> None:
+        nn.Module.__init__(self)
+        self.module = module
+        self.require_backward_grad_sync = True
+        offsets: dict[torch.dtype, int] = {}
+        places: list[tuple[nn.Parameter, int]] = []
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                places.append((parameter, offsets.get(parameter.dtype, 0)))
+                offsets[parameter.dtype] = places[-1][1] + parameter.numel()
+        self._buckets = {dtype: torch.empty(size, dtype=dtype) for dtype, size in offsets.items()}
+        for parameter, offset in places:
+            bucket = self._buckets[parameter.dtype]
+            view = bucket[offset : offset + parameter.numel()].view_as(parameter)
+            parameter.register_post_accumulate_grad_hook(self._into(view))
+
+    def _into(self, view: torch.Tensor) -> Any:
+        def move(parameter: torch.Tensor) -> None:
+            if self.require_backward_grad_sync and parameter.grad is not None:
+                parameter.grad = view.copy_(parameter.grad)
+
+        return move
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward."""
+        return self.module(*args, **kwargs)
+
+
+class _Nothing:
+    """Native functions that would write where fake tensors have no memory."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def _step_regardless(
+    _scaler: Any, optimizer: torch.optim.Optimizer, _state: Any, *args: Any, **kwargs: Any
+) -> Any:
+    return optimizer.step(*args, **kwargs)
+
+
+@contextmanager
+def _ranks(trial: Trial) -> Iterator[None]:
+    """A process group of as many ranks as the trial has; nothing is ever sent."""
+    if trial.fsdp.name == "off":
+        yield
+        return
+    store = FakeStore()  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", store=store, rank=0, world_size=trial.world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def imagined(trial: Trial) -> Iterator[None]:
+    """Inside, `trial` can be built and stepped with no memory, no device and no other rank."""
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(_ranks(trial))
+        enter(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
+        enter(mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_regardless))
+        enter(mock.patch.object(fsdp, "DistributedDataParallel", ImaginedReplicas))
+        enter(mock.patch.object(bnb_kernels, "lib", _Nothing()))
+        enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))
+        enter(FakeTensorMode(allow_non_fake_inputs=True))
+        enter(_Answers())
+        yield

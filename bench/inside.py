@@ -1,0 +1,69 @@
+"""What operations on a CPU allocate inside themselves, where a dispatch mode sees no tensor.
+
+Three kinds are known well enough to be predicted; what is left is `untracked_bytes`:
+  bitsandbytes   its CPU kernels are Python: run by `opened`, everything they make is seen. The native code
+                 that they call at the end works in place.
+  mixed dtypes   an elementwise kernel first copies the operands that are not in the common dtype
+                 (TensorIteratorBase::build in ATen/TensorIterator.cpp; the GPU converts on the fly)
+  reduce_scatter gloo reduces a copy of its input (ProcessGroupGloo::reduce_scatter_tensor_coalesced)
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cache, reduce
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+_REDUCE_SCATTER = torch.ops.c10d._reduce_scatter_base_.default
+
+
+@cache
+def _python_kernel(func: Any) -> torch._C.DispatchKey | None:
+    """Where the operation's body is, if it is made of other operations."""
+    keys = torch._C.DispatchKey
+    if func.namespace == "bitsandbytes":
+        return keys.CPU if func.has_kernel_for_dispatch_key(keys.CPU) else keys.CompositeExplicitAutograd
+    if func.namespace != "aten":
+        return None
+    composite = func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd)
+    return keys.CompositeImplicitAutograd if composite else None
+
+
+def opened(
+    func: Any, args: Any, kwargs: dict[str, Any], watching: AbstractContextManager[Any]
+) -> tuple[bool, Any]:
+    """Runs an operation that is made of others, with `watching` in force inside it.
+
+    Returns:
+        Whether it was such an operation, and its result.
+    """
+    body = _python_kernel(func)
+    if body is None:
+        return False, None
+    with watching, torch.no_grad():
+        return True, func._op_dk(body, *args, **kwargs)
+
+
+def passing_bytes(func: Any, args: Any, result: Any) -> int:
+    """Bytes that live only while the operation runs, on top of its operands and its result.
+
+    Args:
+        func: the operation.
+        args: its positional arguments.
+        result: what it returned.
+    """
+    if func is _REDUCE_SCATTER:
+        return int(args[1].untyped_storage().nbytes())
+    if torch.Tag.pointwise not in func.tags:
+        return 0
+    operands = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    shaped = [t for t in operands if t.dim()]
+    if len({t.dtype for t in shaped}) < 2:
+        return 0
+    common = reduce(torch.promote_types, (t.dtype for t in shaped))
+    outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    converted = [t for t in (*shaped, *outputs) if t.dtype != common]
+    return sum(t.numel() * common.itemsize for t in converted)
