@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from bitsandbytes.backends.cpu import ops as bnb_kernels
+from bitsandbytes.nn import modules as bnb_modules
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
@@ -94,6 +95,11 @@ class _Nothing:
         return lambda *_: None
 
 
+def _give_quant_state(module: Any) -> None:
+    """A gathered 4-bit weight gets its state back; a fake one cannot become a Params4bit for it."""
+    module.weight.quant_state = module.quant_state
+
+
 def _step_regardless(
     _scaler: Any, optimizer: torch.optim.Optimizer, _state: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -125,6 +131,7 @@ def imagined(trial: Trial) -> Iterator[None]:
         enter(mock.patch.object(fsdp, "DistributedDataParallel", ImaginedReplicas))
         enter(mock.patch.object(bnb_kernels, "lib", _Nothing()))
         enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))
+        enter(mock.patch.object(bnb_modules, "fix_4bit_weight_quant_state_from_module", _give_quant_state))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
         enter(_Answers())
         yield

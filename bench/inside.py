@@ -5,7 +5,8 @@ Three kinds are known well enough to be predicted; what is left is `untracked_by
                  that they call at the end works in place.
   mixed dtypes   an elementwise kernel first copies the operands that are not in the common dtype
                  (TensorIteratorBase::build in ATen/TensorIterator.cpp; the GPU converts on the fly)
-  reduce_scatter gloo reduces a copy of its input (ProcessGroupGloo::reduce_scatter_tensor_coalesced)
+  collectives    gloo reduce-scatters a copy of its input and gathers into a copy of its output
+                 (ProcessGroupGloo::reduce_scatter_tensor_coalesced, AsyncAllgatherWork)
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-_REDUCE_SCATTER = torch.ops.c10d._reduce_scatter_base_.default
+_COPIED_ARGUMENT = {
+    torch.ops.c10d._reduce_scatter_base_.default: 1,
+    torch.ops.c10d._allgather_base_.default: 0,
+}
 
 
 @cache
@@ -55,8 +59,8 @@ def passing_bytes(func: Any, args: Any, result: Any) -> int:
         args: its positional arguments.
         result: what it returned.
     """
-    if func is _REDUCE_SCATTER:
-        return int(args[1].untyped_storage().nbytes())
+    if func in _COPIED_ARGUMENT:
+        return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
     if torch.Tag.pointwise not in func.tags:
         return 0
     operands = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.is_floating_point()]

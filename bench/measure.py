@@ -31,8 +31,7 @@ from bench.timing import relative_width
 from bench.trial import Timing, Trial
 
 _BLOCK_STEPS = 5
-_RECORDED_STEPS = 2
-_RECORDED_STEPS_OF_RANKS = 6
+_STEPS_OF_GLOO = 6
 
 Report = Callable[[str], None]
 
@@ -109,7 +108,7 @@ def _passes(
     columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
 
     report("attribution")
-    columns |= facts.watched_step(run)
+    columns |= facts.watched_step(run, times=_alike(device))
 
     if device.type == "cpu":
         report("allocator")
@@ -117,6 +116,15 @@ def _passes(
         gc.collect()
         columns |= _cpu_allocator(trial, device, rank)
     columns["untracked_bytes"] = columns["peak_allocated_bytes"] - columns["tracked_peak_bytes"]
+
+
+def _alike(device: torch.device) -> int:
+    """How many steady steps to watch, of which the one with the least peak counts.
+
+    A step repeats itself to the byte, except with gloo: its threads let go of what they reduced and
+    gathered in no fixed order, and some steps hold a copy for longer than they need it.
+    """
+    return _STEPS_OF_GLOO if device.type == "cpu" and dist.is_initialized() else 1
 
 
 def _warm_up(run: Run) -> dict[str, Any]:
@@ -236,8 +244,6 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> dict
 def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, Any]:
     """Pass 3: build and step again while torch's CPU allocator tells of every allocation.
 
-    The steps are alike, and the least of their peaks is the step's own: what some of them hold beyond it
-    are copies that gloo's threads let go of late, in no fixed order.
     """
     with CpuRecorder() as recorder:
         with recorder.span("build"):
@@ -245,7 +251,7 @@ def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, A
         with recorder.span("cold"):
             for _ in range(trial.timing.warmup_steps):
                 step(run)
-        for index in range(_RECORDED_STEPS_OF_RANKS if dist.is_initialized() else _RECORDED_STEPS):
+        for index in range(_alike(device)):
             with recorder.span(f"steady/{index}"):
                 step(run)
     allocations = recorder.allocations()

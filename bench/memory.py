@@ -16,6 +16,7 @@ What the categories mean:
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -134,6 +135,7 @@ class Tracker:
         self._phase = ""
         self._regions: list[list[_Storage]] = []
         self._stack = ExitStack()
+        self._thread = threading.get_ident()
 
     def __enter__(self) -> Tracker:
         self._know("parameter", weight_tensors(self.run.model))
@@ -155,6 +157,8 @@ class Tracker:
     def watch(self, func: Any, args: Any, kwargs: dict[str, Any], mode: TorchDispatchMode) -> Any:
         """Runs one operation and notes what was there, what it made, and what came and went."""
         on_cpu = self.run.target == "cpu"
+        if on_cpu and threading.get_ident() != self._thread:
+            return func(*args, **kwargs)  # one of gloo's: `inside` counts what its collectives copy
         done, result = inside.opened(func, args, kwargs, mode) if on_cpu else (False, None)
         if not done:
             result = func(*args, **kwargs)
