@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from bench import flops
-from bench.memory import Attribution, Tracker
+from bench.memory import Tracker
 from bench.models import attention_of, blocks_of
 from bench.state import Run, parameter_counts, parameter_sizes
 from bench.step import step
 from bench.techniques import TECHNIQUES
+from bench.timeline import Attribution, Segment
 
 
 def size(run: Run) -> dict[str, Any]:
@@ -55,39 +56,45 @@ def _matmul_params(run: Run) -> tuple[int, int, int]:
     return counts[0], counts[1], counts[2]
 
 
-def watched_step(run: Run, times: int = 1) -> dict[str, Any]:
-    """Columns of one more step, watched: where the bytes are, and that each technique was in force.
+def watched_step(run: Run, times: int = 1) -> tuple[dict[str, Any], list[Segment]]:
+    """One more step, watched: that each technique was in force, and where the bytes were.
 
     Args:
         run: a built trial that has stepped before.
         times: steps to watch for bytes, of which the one with the lowest peak counts.
 
+    Returns:
+        The evidence, and the segments of the step.
+
     Raises:
         NotInForce: a technique that the trial asked for did not happen.
     """
     watchers = [technique.watch(run) for technique in TECHNIQUES]
-    seen = [_attributed_step(run)]
+    seen = [_segments(run)]
     evidence: dict[str, Any] = {}
     for watcher in watchers:
         evidence |= watcher()
-    seen += [_attributed_step(run) for _ in range(times - 1)]
-    return {"evidence": evidence, **_columns(min(seen, key=lambda attribution: attribution.peak))}
+    seen += [_segments(run) for _ in range(times - 1)]
+    return evidence, min(seen, key=lambda segments: max(s.peak for s in segments))
 
 
-def _attributed_step(run: Run) -> Attribution:
+def _segments(run: Run) -> list[Segment]:
     with Tracker(run) as tracker:
         step(run, tracker.enter_phase)
-    return tracker.attribution()
+    return tracker.segments()
 
 
-def _columns(seen: Attribution) -> dict[str, Any]:
+def held(segments: list[Segment]) -> dict[str, Any]:
+    """Columns of a watched step's bytes: the categories at its peak, and their own maxima."""
+    seen = Attribution.of(segments)
     columns: dict[str, Any] = {
         "tracked_peak_bytes": seen.peak,
         "peak_phase": seen.phase,
         "gathered_max_bytes": seen.gathered,
+        "host_max_bytes": seen.host,
     }
-    for category, held in seen.at_peak.items():
-        columns[f"{category}_bytes"] = held
+    for category, size in seen.at_peak.items():
+        columns[f"{category}_bytes"] = size
         columns[f"{category}_max_bytes"] = seen.largest[category]
     for phase, peak in seen.peak_by_phase.items():
         columns[f"{phase}_tracked_peak_bytes"] = peak

@@ -121,7 +121,7 @@ def _ranks(trial: Trial) -> Iterator[None]:
 
 
 @contextmanager
-def imagined(trial: Trial) -> Iterator[None]:
+def imagined(trial: Trial, target: str) -> Iterator[None]:
     """Inside, `trial` can be built and stepped with no memory, no device and no other rank."""
     with ExitStack() as stack:
         enter = stack.enter_context

@@ -108,7 +108,8 @@ def _passes(
     columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
 
     report("attribution")
-    columns |= facts.watched_step(run, times=_alike(device))
+    columns["evidence"], segments = facts.watched_step(run, times=_alike(device))
+    columns |= facts.held(segments)
 
     if device.type == "cpu":
         report("allocator")

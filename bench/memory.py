@@ -20,7 +20,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,78 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import inside
-from bench.categories import CATEGORIES, PHASES
 from bench.state import Run, gradient_tensors, optimizer_tensors, weight_tensors
+from bench.timeline import Attribution, Mark, Segment, Storage, Timeline
 
 _CUDA_BLOCK = 512  # the caching allocator rounds every request up to this (c10 kMinBlockSize)
-
-
-@dataclass(eq=False)
-class _Storage:
-    """One storage's life: what it holds now, and what it turns out to be."""
-
-    bytes: int
-    category: str = "temporary"
-    gathered: bool = False
-    unmade_bytes: int = 0  # its size, while operations have used it, none made it and nobody owned it
-    reference: weakref.ref[torch.UntypedStorage] | None = None
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """What the tracker saw in one step; everything in bytes.
-
-    `at_peak` sums to `peak`; `largest` is each category's own maximum, whenever it was.
-    """
-
-    peak: int
-    phase: str
-    at_peak: dict[str, int]
-    largest: dict[str, int]
-    gathered: int
-    peak_by_phase: dict[str, int]
-
-
-@dataclass
-class _Timeline:
-    """Changes of storages' sizes in order, with the places where phases begin."""
-
-    initial: dict[_Storage, int] = field(default_factory=dict)
-    changes: list[tuple[_Storage, int]] = field(default_factory=list)
-    phases: list[tuple[int, str]] = field(default_factory=list)
-
-    def replay(self) -> Attribution:
-        held: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
-        largest = dict(held)
-        for storage, size in self.initial.items():
-            held[storage.category] += size
-        total, gathered, gathered_most = sum(held.values()), 0, 0
-        peak, phase_at_peak, at_peak, phase = -1, "forward", dict(held), "forward"
-        by_phase: dict[str, int] = dict.fromkeys(PHASES, 0)
-        starts = dict(self.phases)  # where several phases start at one place, the last one counts
-        for index, (storage, change) in enumerate(self.changes):
-            if index in starts:
-                phase = starts[index]
-                if phase in by_phase:  # it begins with what the one before left
-                    by_phase[phase] = max(by_phase[phase], total)
-            total += change
-            held[storage.category] += change
-            if storage.gathered:
-                gathered += change
-                gathered_most = max(gathered_most, gathered)
-            largest[storage.category] = max(largest[storage.category], held[storage.category])
-            if phase in by_phase:
-                by_phase[phase] = max(by_phase[phase], total)
-            if total > peak:
-                peak, phase_at_peak, at_peak = total, phase, dict(held)
-        return Attribution(
-            peak=max(peak, 0),
-            phase=phase_at_peak if phase_at_peak in PHASES else "optimizer",
-            at_peak=at_peak,
-            largest={name: max(most, at_peak[name]) for name, most in largest.items()},
-            gathered=gathered_most,
-            peak_by_phase=by_phase,
-        )
 
 
 class _Watch(TorchDispatchMode):
@@ -130,10 +61,11 @@ class Tracker:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.rounding = 1 if run.target == "cpu" else _CUDA_BLOCK
-        self._storages: dict[int, _Storage] = {}
-        self._timeline = _Timeline()
+        self._storages: dict[int, Storage] = {}
+        self._timeline = Timeline()
         self._phase = ""
-        self._regions: list[list[_Storage]] = []
+        self._micro_step = 0
+        self._regions: list[list[Storage]] = []
         self._stack = ExitStack()
         self._thread = threading.get_ident()
 
@@ -148,6 +80,9 @@ class Tracker:
             after = block.register_forward_hook(self._leave_region, always_call=True)
             self._stack.callback(before.remove)
             self._stack.callback(after.remove)
+        for (name, _), block in zip(self.run.named_blocks(), self.run.blocks, strict=True):
+            stack, _, number = name.removesuffix("._checkpoint_wrapped_module").rpartition(".")
+            self._mark_passes(block, stack, int(number))
         self._stack.enter_context(_Watch(self))  # type: ignore[no-untyped-call]
         return self
 
@@ -159,6 +94,8 @@ class Tracker:
         on_cpu = self.run.target == "cpu"
         if on_cpu and threading.get_ident() != self._thread:
             return func(*args, **kwargs)  # one of gloo's: `inside` counts what its collectives copy
+        if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
+            self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
         done, result = inside.opened(func, args, kwargs, mode) if on_cpu else (False, None)
         if not done:
             result = func(*args, **kwargs)
@@ -170,7 +107,7 @@ class Tracker:
                 self._see(tensor, "made")
         passing = inside.passing_bytes(func, args, result) if on_cpu else 0
         if passing:
-            copy = _Storage(bytes=0)
+            copy = Storage(bytes=0)
             self._timeline.changes += [(copy, passing), (copy, -passing)]
         return result
 
@@ -182,12 +119,35 @@ class Tracker:
         if phase == "done":  # quantisation state may have been made anew in the forward
             self._know("parameter", weight_tensors(self.run.model))
             self._know("optimizer", optimizer_tensors(self.run.optimizer))
+        self._micro_step += phase == "forward"
         self._phase = phase
-        self._timeline.phases.append((len(self._timeline.changes), phase))
+        self._mark()
+
+    def segments(self) -> list[Segment]:
+        """What each stretch of the step held, storages as they turned out."""
+        return self._timeline.segments()
 
     def attribution(self) -> Attribution:
         """The categories at the instant of the peak, and each category's own maximum."""
-        return self._timeline.replay()
+        return Attribution.of(self.segments())
+
+    def _mark(self, stack: str = "", block: int | None = None, operation: str = "") -> None:
+        at = len(self._timeline.changes)
+        self._timeline.marks.append(Mark(at, self._phase, self._micro_step, stack, block, operation))
+
+    def _mark_passes(self, block: nn.Module, stack: str, number: int) -> None:
+        """Marks where the block's forward begins, and where the gradient of its output arrives."""
+
+        def forward(_module: nn.Module, _args: Any) -> None:
+            self._mark(stack, number)
+
+        def backward(_module: nn.Module, _args: Any, output: Any) -> None:
+            first = next(t for t in tree_leaves(output) if isinstance(t, torch.Tensor))
+            if first.requires_grad:
+                first.register_hook(lambda _gradient: self._mark(stack, number))
+
+        self._stack.callback(block.register_forward_pre_hook(forward).remove)
+        self._stack.callback(block.register_forward_hook(backward).remove)
 
     def _leave_region(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """A block's forward ended; what a recomputed one leaves alive waits for its backward."""
@@ -195,7 +155,7 @@ class Tracker:
         if self._phase == "backward":
             self._keep(region)
 
-    def _keep(self, storages: Iterable[_Storage]) -> None:
+    def _keep(self, storages: Iterable[Storage]) -> None:
         for storage in storages:
             alive = storage.bytes and storage.reference is not None and storage.reference() is not None
             if alive and storage.category == "temporary" and not storage.gathered:
@@ -211,7 +171,7 @@ class Tracker:
                 self._timeline.initial[storage] = storage.bytes
             storage.category = category
 
-    def _see(self, tensor: torch.Tensor, how: str) -> _Storage | None:
+    def _see(self, tensor: torch.Tensor, how: str) -> Storage | None:
         """`made` by an operation, `found` among the arguments of one, or `owned` by the run."""
         if tensor.device.type != self.run.device.type or isinstance(tensor, DTensor):
             return None
@@ -236,9 +196,9 @@ class Tracker:
             region.append(storage)
         return storage
 
-    def _register(self, untyped: torch.UntypedStorage) -> _Storage:
+    def _register(self, untyped: torch.UntypedStorage) -> Storage:
         key = untyped._cdata
-        storage = _Storage(bytes=0)
+        storage = Storage(bytes=0)
 
         def died(_reference: Any) -> None:
             self._storages.pop(key, None)

@@ -44,6 +44,7 @@ RANK_BYTES = (
     "cold_peak_reserved_bytes",
     "tracked_peak_bytes",
     "gathered_max_bytes",
+    "host_max_bytes",
     *(f"{category}_bytes" for category in CATEGORIES),
     *(f"{category}_max_bytes" for category in CATEGORIES),
     *(f"{phase}_tracked_peak_bytes" for phase in PHASES),

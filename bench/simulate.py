@@ -1,12 +1,14 @@
 """method=simulate: the measured step over fake tensors: shapes without data, no device, no memory.
 
 The same `build` and `step` run among imagined data and ranks, and the tracker that attributes a measured
-step says what the allocator would have held.
+step says what the allocator would have held. Blocks repeat, so the step of a deep model is extended from
+those of two shallow ones (`timeline.at_depth`), or simulated whole where its blocks do not repeat exactly.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,24 +17,70 @@ from bench import facts
 from bench.build import build
 from bench.imagined import imagined
 from bench.step import step
+from bench.timeline import Segment, at_depth, shallow_depths
 from bench.trial import Trial
 
-_SETTLING_STEPS = 2  # the optimizer's state appears in the first; the second is already steady
+_SETTLING_STEPS = 1  # the optimizer's state appears in it
 
 
-def simulate(trial: Trial, columns: dict[str, Any]) -> None:
-    """The columns that a steady step of `trial` on a CPU determines without running it.
+def simulate(trial: Trial, columns: dict[str, Any], target: str, *, whole: bool = False) -> None:
+    """The columns that a steady step of `trial` determines without running it.
 
     Args:
         trial: what to predict.
         columns: filled as facts become known.
+        target: the type of device it would run on: cpu or cuda.
+        whole: simulate every block, however many there are.
     """
     started = time.perf_counter()
-    with imagined(trial):
-        run = build(trial, torch.device("cpu"))
-        columns["build_seconds"] = time.perf_counter() - started
-        columns |= facts.size(run)
+    found = None if whole else _extended(trial, target)
+    columns |= found or _whole(trial, target)
+    columns["simulation_seconds"] = time.perf_counter() - started
+    columns["peak_allocated_bytes"] = columns["tracked_peak_bytes"]
+
+
+def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
+    """Sizes and evidence, and the segments of a steady step."""
+    with imagined(trial, target):
+        run = build(trial, torch.device("cpu"), target=target)
+        columns = facts.size(run)
         for _ in range(_SETTLING_STEPS):
             step(run)
-        columns |= facts.watched_step(run)
-    columns["peak_allocated_bytes"] = columns["tracked_peak_bytes"]
+        columns["evidence"], segments = facts.watched_step(run)
+    return columns, segments
+
+
+def _whole(trial: Trial, target: str) -> dict[str, Any]:
+    columns, segments = _watched(trial, target)
+    return columns | facts.held(segments)
+
+
+def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
+    """The deep model's columns from two shallow models'; None where that is not exact, or no saving."""
+    peculiar = 2 if trial.fsdp.shards else 1  # FSDP gathers one block ahead
+    less, more = shallow_depths(peculiar)
+    depth = trial.model.layers
+    if trial.model.pretrained or depth <= less + more:
+        return None
+    low, few = _watched(_with_layers(trial, less), target)
+    high, many = _watched(_with_layers(trial, more), target)
+    segments = at_depth(few, many, depth, peculiar)
+    if segments is None:
+        return None
+    columns: dict[str, Any] = _onwards(low, high, depth - less)
+    fraction = columns["trainable_param_count"] / columns["param_count"]
+    columns["evidence"]["trainable_fraction"] = fraction  # the only number that is not linear in depth
+    return columns | facts.held(segments)
+
+
+def _with_layers(trial: Trial, layers: int) -> Trial:
+    return replace(trial, model=replace(trial.model, layers=layers))
+
+
+def _onwards(low: Any, high: Any, steps: int) -> Any:
+    """Continues numbers, wherever they are, by `steps` times their difference."""
+    if isinstance(low, dict):
+        return {name: _onwards(low[name], high[name], steps) for name in low}
+    if isinstance(low, bool) or not isinstance(low, int | float):
+        return low
+    return low + steps * (high - low)

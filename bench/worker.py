@@ -75,7 +75,7 @@ def _simulate(trial: Trial, columns: dict[str, Any], send: Send) -> None:
     send("device", {"device_name": f"simulated {target}"})
     send("stage", "simulation")
     started = time.perf_counter()
-    simulate(trial, columns)
+    simulate(trial, columns, target)
     columns["working_seconds"] = time.perf_counter() - started
     send("ok", columns)
 
