@@ -56,7 +56,7 @@ def _matmul_params(run: Run) -> tuple[int, int, int]:
     return counts[0], counts[1], counts[2]
 
 
-def watched_step(run: Run, times: int = 1) -> tuple[dict[str, Any], list[Segment]]:
+def watched_step(run: Run, times: int = 1) -> tuple[dict[str, Any], Tracker]:
     """One more step, watched: that each technique was in force, and where the bytes were.
 
     Args:
@@ -64,24 +64,24 @@ def watched_step(run: Run, times: int = 1) -> tuple[dict[str, Any], list[Segment
         times: steps to watch for bytes, of which the one with the lowest peak counts.
 
     Returns:
-        The evidence, and the segments of the step.
+        The evidence, and the tracker of the step.
 
     Raises:
         NotInForce: a technique that the trial asked for did not happen.
     """
     watchers = [technique.watch(run) for technique in TECHNIQUES]
-    seen = [_segments(run)]
+    seen = [_tracked(run)]
     evidence: dict[str, Any] = {}
     for watcher in watchers:
         evidence |= watcher()
-    seen += [_segments(run) for _ in range(times - 1)]
-    return evidence, min(seen, key=lambda segments: max(s.peak for s in segments))
+    seen += [_tracked(run) for _ in range(times - 1)]
+    return evidence, min(seen, key=lambda tracker: tracker.attribution().peak)
 
 
-def _segments(run: Run) -> list[Segment]:
+def _tracked(run: Run) -> Tracker:
     with Tracker(run) as tracker:
         step(run, tracker.enter_phase)
-    return tracker.segments()
+    return tracker
 
 
 def held(segments: list[Segment]) -> dict[str, Any]:

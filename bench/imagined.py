@@ -26,6 +26,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
+from bench import inside
+from bench.as_cuda import as_cuda
 from bench.techniques import fsdp
 from bench.trial import Trial
 
@@ -45,6 +47,12 @@ class _Answers(TorchDispatchMode):
             if dtype == torch.bool:
                 return id(args[0]) not in self._whether_any
             return 1.0 if dtype.is_floating_point else 1
+        if func is torch.ops.bitsandbytes.int8_mixed_scaled_mm.default:
+            return inside.opened(func, args, kwargs or {}, "cuda", self)[1]
+        if func is torch.ops.bitsandbytes.int8_vectorwise_quant.default:
+            return (*func(args[0])[:2], torch.empty(0, dtype=torch.int64))
+        if func is torch.ops.bitsandbytes.int8_double_quant.default:
+            return _double_quantised(args[0])
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.any.default:
             self._whether_any.add(id(result))
@@ -88,6 +96,13 @@ class ImaginedReplicas(DistributedDataParallel):
         return self.module(*args, **kwargs)
 
 
+def _double_quantised(wide: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """int8 by rows and by columns, with the scales of both and no outlier columns."""
+    rows, columns = wide.shape
+    int8 = [torch.empty_like(wide, dtype=torch.int8) for _ in range(2)]
+    return (*int8, torch.empty(rows), torch.empty(columns), torch.empty(0, dtype=torch.int64))
+
+
 class _Nothing:
     """Native functions that would write where fake tensors have no memory."""
 
@@ -122,7 +137,12 @@ def _ranks(trial: Trial) -> Iterator[None]:
 
 @contextmanager
 def imagined(trial: Trial, target: str) -> Iterator[None]:
-    """Inside, `trial` can be built and stepped with no memory, no device and no other rank."""
+    """Inside, `trial` can be built and stepped with no memory, no device and no other rank.
+
+    Args:
+        trial: what will be built.
+        target: the type of device whose path the step takes: cpu or cuda.
+    """
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(_ranks(trial))
@@ -132,6 +152,8 @@ def imagined(trial: Trial, target: str) -> Iterator[None]:
         enter(mock.patch.object(bnb_kernels, "lib", _Nothing()))
         enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))
         enter(mock.patch.object(bnb_modules, "fix_4bit_weight_quant_state_from_module", _give_quant_state))
+        if target == "cuda":
+            enter(as_cuda(trial))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
         enter(_Answers())
         yield

@@ -1,6 +1,6 @@
-"""What operations on a CPU allocate inside themselves, where a dispatch mode sees no tensor.
+"""What operations allocate inside themselves, where a dispatch mode sees no tensor.
 
-Three kinds are known well enough to be predicted; what is left is `untracked_bytes`:
+On a CPU three kinds are known well enough to be predicted; what is left is `untracked_bytes`:
   bitsandbytes   its CPU kernels are Python: run by `opened`, everything they make is seen. The native code
                  that they call at the end works in place.
   mixed dtypes   an elementwise kernel first copies the operands that are not in the common dtype
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from bench import as_cuda
+
 _COPIED_ARGUMENT = {
     torch.ops.c10d._reduce_scatter_base_.default: 1,
     torch.ops.c10d._allgather_base_.default: 0,
@@ -25,9 +27,11 @@ _COPIED_ARGUMENT = {
 
 
 @cache
-def _python_kernel(func: Any) -> torch._C.DispatchKey | None:
+def _python_kernel(func: Any, target: str) -> torch._C.DispatchKey | None:
     """Where the operation's body is, if it is made of other operations."""
     keys = torch._C.DispatchKey
+    if func.namespace == "bitsandbytes" and target != "cpu":
+        return keys.CompositeExplicitAutograd if as_cuda.composed(func) else None
     if func.namespace == "bitsandbytes":
         return keys.CPU if func.has_kernel_for_dispatch_key(keys.CPU) else keys.CompositeExplicitAutograd
     if func.namespace != "aten":
@@ -37,28 +41,31 @@ def _python_kernel(func: Any) -> torch._C.DispatchKey | None:
 
 
 def opened(
-    func: Any, args: Any, kwargs: dict[str, Any], watching: AbstractContextManager[Any]
+    func: Any, args: Any, kwargs: dict[str, Any], target: str, watching: AbstractContextManager[Any]
 ) -> tuple[bool, Any]:
-    """Runs an operation that is made of others, with `watching` in force inside it.
+    """Runs an operation that is made of others on `target`, with `watching` in force inside it.
 
     Returns:
         Whether it was such an operation, and its result.
     """
-    body = _python_kernel(func)
+    body = _python_kernel(func, target)
     if body is None:
         return False, None
     with watching, torch.no_grad():
         return True, func._op_dk(body, *args, **kwargs)
 
 
-def passing_bytes(func: Any, args: Any, result: Any) -> int:
+def passing_bytes(func: Any, args: Any, result: Any, target: str) -> int:
     """Bytes that live only while the operation runs, on top of its operands and its result.
 
     Args:
         func: the operation.
         args: its positional arguments.
         result: what it returned.
+        target: the type of device it runs on, or would.
     """
+    if target != "cpu":
+        return as_cuda.passing_bytes(func, args)
     if func in _COPIED_ARGUMENT:
         return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
     if torch.Tag.pointwise not in func.tags:

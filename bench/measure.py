@@ -108,8 +108,9 @@ def _passes(
     columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
 
     report("attribution")
-    columns["evidence"], segments = facts.watched_step(run, times=_alike(device))
-    columns |= facts.held(segments)
+    columns["evidence"], tracker = facts.watched_step(run, times=_alike(device))
+    columns |= facts.held(tracker.segments())
+    del tracker
 
     if device.type == "cpu":
         report("allocator")

@@ -29,10 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import inside
-from bench.state import Run, gradient_tensors, optimizer_tensors, weight_tensors
+from bench.caching import MIN_BLOCK_BYTES, reserved_bytes, rounded
+from bench.state import Run, gradient_tensors, ignored, optimizer_tensors, weight_tensors
 from bench.timeline import Attribution, Mark, Segment, Storage, Timeline
 
-_CUDA_BLOCK = 512  # the caching allocator rounds every request up to this (c10 kMinBlockSize)
+_SMALLEST_PAGED = 100_000  # elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)
 
 
 class _Watch(TorchDispatchMode):
@@ -60,9 +61,13 @@ class Tracker:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.rounding = 1 if run.target == "cpu" else _CUDA_BLOCK
+        self.rounding = 1 if run.target == "cpu" else MIN_BLOCK_BYTES
         self._storages: dict[int, Storage] = {}
         self._timeline = Timeline()
+        # on a real accelerator the allocator's counters tell; what is inside stays `untracked_bytes`
+        self._openable = run.imagined or run.target == "cpu"
+        self._offloads_params = run.trial.offload.name == "params" and run.target != "cpu"
+        self._pages_state = run.trial.optimizer.name.endswith("_paged") and run.target != "cpu"
         self._phase = ""
         self._micro_step = 0
         self._regions: list[list[Storage]] = []
@@ -74,6 +79,8 @@ class Tracker:
         self._know("gradient", gradient_tensors(self.run.model))
         self._know("optimizer", optimizer_tensors(self.run.optimizer))
         self._know("input", (t for batch in self.run.batches for t in batch.values()))
+        self.run.sent_to_host = self._on_host
+        self._stack.callback(setattr, self.run, "sent_to_host", ignored)
         self._stack.enter_context(_watch_resizes(self._resized))
         for _, block in self.run.named_blocks():
             before = block.register_forward_pre_hook(lambda _m, _a: self._regions.append([]))
@@ -91,12 +98,12 @@ class Tracker:
 
     def watch(self, func: Any, args: Any, kwargs: dict[str, Any], mode: TorchDispatchMode) -> Any:
         """Runs one operation and notes what was there, what it made, and what came and went."""
-        on_cpu = self.run.target == "cpu"
-        if on_cpu and threading.get_ident() != self._thread:
+        target = self.run.target
+        if target == "cpu" and threading.get_ident() != self._thread:
             return func(*args, **kwargs)  # one of gloo's: `inside` counts what its collectives copy
         if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
             self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
-        done, result = inside.opened(func, args, kwargs, mode) if on_cpu else (False, None)
+        done, result = inside.opened(func, args, kwargs, target, mode) if self._openable else (False, None)
         if not done:
             result = func(*args, **kwargs)
         for tensor in tree_leaves((args, kwargs)):
@@ -105,7 +112,7 @@ class Tracker:
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor, "made")
-        passing = inside.passing_bytes(func, args, result) if on_cpu else 0
+        passing = inside.passing_bytes(func, args, result, target) if self._openable else 0
         if passing:
             copy = Storage(bytes=0)
             self._timeline.changes += [(copy, passing), (copy, -passing)]
@@ -126,6 +133,10 @@ class Tracker:
     def segments(self) -> list[Segment]:
         """What each stretch of the step held, storages as they turned out."""
         return self._timeline.segments()
+
+    def reserved_bytes(self) -> int:
+        """What CUDA's caching allocator would hold for the step, by its model."""
+        return reserved_bytes(self._timeline.initial.items(), self._timeline.changes)
 
     def attribution(self) -> Attribution:
         """The categories at the instant of the peak, and each category's own maximum."""
@@ -170,6 +181,17 @@ class Tracker:
                 storage.bytes, storage.unmade_bytes = storage.unmade_bytes, 0
                 self._timeline.initial[storage] = storage.bytes
             storage.category = category
+            sharded = self._offloads_params and category in ("parameter", "gradient", "optimizer")
+            if category == "optimizer" and not tensor.dim() and self.run.imagined and self.run.target != "cpu":
+                storage.bytes = self._timeline.initial[storage] = 0  # step counts, which torch keeps on the CPU
+            paged = self._pages_state and category == "optimizer" and tensor.numel() >= _SMALLEST_PAGED
+            storage.on_host = sharded or paged
+
+    def _on_host(self, tensor: torch.Tensor) -> None:
+        """What the run says of a tensor that it keeps on the host; a simulated one does not show it."""
+        storage = self._storages.get(tensor.untyped_storage()._cdata)
+        if storage is not None and self.run.target != "cpu":
+            storage.on_host = True
 
     def _see(self, tensor: torch.Tensor, how: str) -> Storage | None:
         """`made` by an operation, `found` among the arguments of one, or `owned` by the run."""
@@ -188,6 +210,7 @@ class Tracker:
             storage.unmade_bytes = size
             return storage
         storage.bytes = size
+        storage.on_host = self._offloads_params and self._phase == "optimizer"
         if how == "owned":
             self._timeline.initial[storage] = size
             return storage
@@ -220,7 +243,7 @@ class Tracker:
         self._timeline.changes.append((storage, change))
 
     def _rounded(self, size: int) -> int:
-        return -(-size // self.rounding) * self.rounding
+        return rounded(size, self.rounding)
 
 
 @contextmanager

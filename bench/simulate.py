@@ -46,8 +46,10 @@ def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
         columns = facts.size(run)
         for _ in range(_SETTLING_STEPS):
             step(run)
-        columns["evidence"], segments = facts.watched_step(run)
-    return columns, segments
+        columns["evidence"], tracker = facts.watched_step(run)
+    if target != "cpu":
+        columns["peak_reserved_bytes"] = tracker.reserved_bytes()
+    return columns, tracker.segments()
 
 
 def _whole(trial: Trial, target: str) -> dict[str, Any]:

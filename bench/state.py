@@ -30,6 +30,10 @@ def _no_sync_needed(_model: nn.Module, _last: bool) -> AbstractContextManager[An
     return nullcontext()
 
 
+def ignored(_tensor: torch.Tensor) -> None:
+    """What `Run.sent_to_host` does while nobody watches."""
+
+
 @dataclass
 class Run:
     """A trial under construction, then in training.
@@ -47,6 +51,7 @@ class Run:
     batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
     activation_offload: _Offload | None = None
     gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
+    sent_to_host: Callable[[torch.Tensor], None] = ignored
 
     @property
     def imagined(self) -> bool:

@@ -27,18 +27,18 @@ Packed = tuple[torch.device, torch.Tensor] | torch.Tensor
 class ActivationOffload:
     """Saved-tensor hooks that keep activations on the host between forward and backward."""
 
-    def __init__(self, model: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:
-        self.model = model
-        self.pinned = device.type != "cpu"
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.pinned = run.device.type != "cpu"
         self.offloaded_bytes = 0
         self._weights: set[int] = set()
-        for owner in (*blocks, model):  # sharded weights exist as such only once they are gathered
+        for owner in (*run.blocks, run.model):  # sharded weights exist as such only once they are gathered
             owner.register_forward_pre_hook(lambda module, _args: self._learn_weights(module))
 
     def context(self) -> AbstractContextManager[Any]:
         """To be entered around the forward."""
         self._weights.clear()
-        self._learn_weights(self.model)
+        self._learn_weights(self.run.model)
         return saved_tensors_hooks(self._pack, self._unpack)
 
     def _learn_weights(self, module: nn.Module) -> None:
@@ -51,6 +51,7 @@ class ActivationOffload:
         host = torch.empty_like(tensor, device="cpu", pin_memory=self.pinned)
         host.copy_(tensor, non_blocking=self.pinned)
         self.offloaded_bytes += host.nbytes
+        self.run.sent_to_host(host)
         return tensor.device, host
 
     def _unpack(self, packed: Packed) -> torch.Tensor:
@@ -63,7 +64,7 @@ class ActivationOffload:
 def apply(run: Run) -> None:
     """Sets the context in which the forward saves its tensors."""
     if run.trial.offload.name == "activations":
-        run.activation_offload = ActivationOffload(run.model, run.blocks, run.device)
+        run.activation_offload = ActivationOffload(run)
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
@@ -82,6 +83,6 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             moved = sum(t.nbytes for t in locals_ if t.device.type == "cpu")
         if not moved:
             raise NotInForce(f"offload={level}: no byte was kept on the host")
-        return {"offloaded_bytes": moved, "host_is_device": run.device.type == "cpu"}
+        return {"offloaded_bytes": moved, "host_is_device": run.target == "cpu"}
 
     return evidence
