@@ -1,12 +1,12 @@
-"""How a step on CUDA differs from the one on a CPU, for simulating the first where there is only the second.
+"""How a step on CUDA differs from one on a CPU, for simulating the first where there is only the second.
 
-Fake tensors on a CUDA device need a CUDA build and a driver, so a step meant for CUDA is simulated over fake
-CPU tensors, and takes CUDA's path where the two part. None of it has been graded on a GPU yet.
+Fake tensors on a CUDA device need a CUDA build and a driver, so a step meant for CUDA is simulated over
+fake CPU tensors, and takes CUDA's path where the two part. None of it has been graded on a GPU yet.
 
   optimizers     torch's default is the foreach implementation on CUDA, the loop on a CPU
                  (_get_foreach_kernels_supported_devices)
-  autocast       CUDA's list of operations in float32 is longer (docs: "CUDA Ops that can autocast to float32");
-                 layer_norm and pow widen the activations of OPT and GPT-2
+  autocast       CUDA's list of operations in float32 is longer (torch.amp's operator reference): layer_norm
+                 and pow widen the activations of OPT and GPT-2
   int8           bitsandbytes multiplies in int8 (MatMul8bitLt), on a CPU it dequantises (MatMul8bitFp)
   paged state    unified memory, which torch's allocator does not count (memory.py)
   attention      flash attention's backward accumulates dq in float32 (mha_bwd in flash_api.cpp)
@@ -24,6 +24,7 @@ import torch
 from bitsandbytes.autograd import _functions as bnb_autograd
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer as torch_optimizer
+from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._pytree import tree_map
 
 from bench.trial import Trial
@@ -55,8 +56,8 @@ def composed(func: Any) -> bool:
 def passing_bytes(func: Any, args: Any) -> int:
     """Bytes that live on the device only while the operation runs.
 
-    Flash attention's backward: dq in float32 and the softmax statistics, sequence rounded up to 128 and head
-    dimension to 32; it runs in 16 bits only.
+    Flash attention's backward: dq in float32 and the softmax statistics, sequence rounded up to 128 and
+    head dimension to 32; it runs in 16 bits only.
     """
     if func.name() != _FLASH_BACKWARD or args[1].dtype not in _NARROW:
         return 0
@@ -83,7 +84,7 @@ def _widened(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def _autocast_list() -> Iterator[None]:
-    library = torch.library.Library("aten", "IMPL")  # noqa: TOR901
+    library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():  # that a kernel is replaced
         warnings.simplefilter("ignore")
         for name in _IN_FLOAT32:
@@ -100,9 +101,13 @@ def as_cuda(trial: Trial) -> Iterator[None]:
     with ExitStack() as stack:
         enter = stack.enter_context
         if trial.offload.name != "params":  # there the optimizer does run on the CPU
-            devices = [*torch_optimizer._get_foreach_kernels_supported_devices(), "cpu"]
+            devices = [*_get_foreach_kernels_supported_devices(), "cpu"]
             types = [*torch_optimizer._foreach_supported_types, FakeTensor]
-            enter(mock.patch.object(torch_optimizer, "_get_foreach_kernels_supported_devices", lambda: devices))
+            enter(
+                mock.patch.object(
+                    torch_optimizer, "_get_foreach_kernels_supported_devices", lambda: devices
+                )
+            )
             enter(mock.patch.object(torch_optimizer, "_foreach_supported_types", types))
         enter(mock.patch.object(bnb_autograd, "MatMul8bitFp", bnb_autograd.MatMul8bitLt))
         enter(_autocast_list())

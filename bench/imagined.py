@@ -127,7 +127,7 @@ def _ranks(trial: Trial) -> Iterator[None]:
     if trial.fsdp.name == "off":
         yield
         return
-    store = FakeStore()  # type: ignore[no-untyped-call]
+    store = FakeStore()
     dist.init_process_group("fake", store=store, rank=0, world_size=trial.world_size)
     try:
         yield

@@ -244,9 +244,7 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> dict
 
 
 def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, Any]:
-    """Pass 3: build and step again while torch's CPU allocator tells of every allocation.
-
-    """
+    """Pass 3: build and step again while torch's CPU allocator tells of every allocation."""
     with CpuRecorder() as recorder:
         with recorder.span("build"):
             run = build(trial, device, rank)

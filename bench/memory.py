@@ -90,7 +90,7 @@ class Tracker:
         for (name, _), block in zip(self.run.named_blocks(), self.run.blocks, strict=True):
             stack, _, number = name.removesuffix("._checkpoint_wrapped_module").rpartition(".")
             self._mark_passes(block, stack, int(number))
-        self._stack.enter_context(_Watch(self))  # type: ignore[no-untyped-call]
+        self._stack.enter_context(_Watch(self))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -182,8 +182,15 @@ class Tracker:
                 self._timeline.initial[storage] = storage.bytes
             storage.category = category
             sharded = self._offloads_params and category in ("parameter", "gradient", "optimizer")
-            if category == "optimizer" and not tensor.dim() and self.run.imagined and self.run.target != "cpu":
-                storage.bytes = self._timeline.initial[storage] = 0  # step counts, which torch keeps on the CPU
+            if (
+                category == "optimizer"
+                and not tensor.dim()
+                and self.run.imagined
+                and self.run.target != "cpu"
+            ):
+                storage.bytes = self._timeline.initial[storage] = (
+                    0  # step counts, which torch keeps on the CPU
+                )
             paged = self._pages_state and category == "optimizer" and tensor.numel() >= _SMALLEST_PAGED
             storage.on_host = sharded or paged
 

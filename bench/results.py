@@ -62,7 +62,7 @@ SCHEMA = pa.schema(
         *((name, _TEXT) for name in ("trial_id", "sweep_id")),
         ("replicate", _INT),
         ("started_at", pa.timestamp("us", tz="UTC")),
-        *((name, _TEXT) for name in ("method", "status", "reason", "traceback")),
+        *((name, _TEXT) for name in ("method", "formula", "status", "reason", "traceback")),
         # axes
         *((name, _TEXT) for name in ("model", "precision", "lora")),
         ("lora_rank", _INT),
@@ -87,7 +87,7 @@ SCHEMA = pa.schema(
         *((f"tokens_per_sec_per_device{end}", _REAL) for end in ("", "_ci_low", "_ci_high")),
         *((n, _REAL) for n in ("tokens_per_sec_global", "mfu", "hfu", "model_flops_per_step")),
         *((n, _REAL) for n in ("hardware_flops_per_step", "block_seconds", "cold_step_seconds")),
-        *((name, _REAL) for name in ("build_seconds", "wall_seconds", "overhead_seconds")),
+        *((n, _REAL) for n in ("build_seconds", "simulation_seconds", "wall_seconds", "overhead_seconds")),
         ("stop_reason", _TEXT),
         # proof
         ("evidence", _TEXT),
@@ -136,6 +136,7 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
 def _axes(trial: Trial) -> dict[str, Any]:
     return {
         "method": trial.method,
+        "formula": trial.formula if trial.method == "estimate" else None,
         "model": trial.model.label,
         "precision": trial.precision.name,
         "lora": trial.lora.name,

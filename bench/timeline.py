@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -91,7 +92,8 @@ class Attribution:
             gathered=most["gathered"],
             host=most["host"],
             peak_by_phase={
-                phase: max((s.peak for s in segments if s.mark.phase == phase), default=0) for phase in PHASES
+                phase: max((s.peak for s in segments if s.mark.phase == phase), default=0)
+                for phase in PHASES
             },
         )
 
@@ -151,7 +153,9 @@ def shallow_depths(peculiar: int) -> tuple[int, int]:
     return 2 * (peculiar + 1), 2 * (peculiar + 1) + 1
 
 
-def at_depth(shallow: list[Segment], deeper: list[Segment], depth: int, peculiar: int) -> list[Segment] | None:
+def at_depth(
+    shallow: list[Segment], deeper: list[Segment], depth: int, peculiar: int
+) -> list[Segment] | None:
     """The outer segments of a model of `depth` blocks, from two models with few.
 
     Args:
@@ -211,6 +215,6 @@ def _repeats(segments: list[Segment], depth: int, peculiar: int) -> bool:
     for row in rows.values():
         if len({segment.changes for segment in row}) > 1:
             return False
-        if len({later.peak - earlier.peak for earlier, later in zip(row, row[1:], strict=False)}) > 1:
+        if len({later.peak - earlier.peak for earlier, later in pairwise(row)}) > 1:
             return False
     return True

@@ -14,7 +14,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-METHODS = ("measure", "simulate")
+METHODS = ("measure", "simulate", "estimate")
+FORMULAS = ("closed_form", "rule_of_thumb")
 FAMILIES = ("llama", "opt", "gpt2", "mt5")
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTIZATIONS = ("none", "int8", "nf4")
@@ -261,6 +262,7 @@ class Trial:
     workload: Workload
     timing: Timing
     method: str = "measure"
+    formula: str = "closed_form"
     device: str = "auto"
     micro_batch_size: int = 4
     seq_len: int = 128
@@ -271,6 +273,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
+        _one_of("formula", self.formula, FORMULAS)
         for field in ("micro_batch_size", "grad_accum_steps"):
             _at_least(field, getattr(self, field), 1)
         _at_least("seq_len", self.seq_len, 2)
@@ -307,6 +310,8 @@ class Trial:
         for axis in ("lora", "fsdp"):
             if whole[axis]["name"] == "off":
                 whole[axis] = {"name": "off"}
+        if self.method != "estimate":
+            del whole["formula"]
         return whole
 
     @property
@@ -331,8 +336,8 @@ def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None
     learned = trial.model.family in LEARNED_POSITIONS and trial.model.pretrained is None
     rules: list[tuple[bool, str]] = [
         (
-            trial.method == "simulate" and device_type not in ("cpu", "cuda"),
-            f"method=simulate knows what a step does on cpu and cuda, not on {device_type}",
+            trial.method != "measure" and device_type not in ("cpu", "cuda"),
+            f"method={trial.method} knows what a step does on cpu and cuda, not on {device_type}",
         ),
         (
             learned and trial.seq_len > trial.model.max_positions,

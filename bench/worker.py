@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from bench import device as accelerator
+from bench.estimate import estimate
 from bench.machine import hardware, process_bytes
 from bench.measure import measure
 from bench.simulate import simulate
@@ -39,8 +40,8 @@ def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
     columns: dict[str, Any] = {}
     device = torch.device("cpu")
     try:
-        if trial.method == "simulate":
-            _simulate(trial, columns, send)
+        if trial.method != "measure":
+            _predict(trial, columns, send)
             return
         first = accelerator.resolve(trial.device)
         reason = skip_reason(trial, first.type, accelerator.count(first.type))
@@ -63,8 +64,8 @@ def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
         send(*_last_word(error, device, columns))
 
 
-def _simulate(trial: Trial, columns: dict[str, Any], send: Send) -> None:
-    """method=simulate: no device is touched, whichever one the trial is about."""
+def _predict(trial: Trial, columns: dict[str, Any], send: Send) -> None:
+    """method=simulate and estimate: no device is touched, whichever one the trial is about."""
     target = trial.device.partition(":")[0]
     if target == "auto":
         target = accelerator.resolve("auto").type
@@ -72,10 +73,13 @@ def _simulate(trial: Trial, columns: dict[str, Any], send: Send) -> None:
     if reason:
         send("skipped", {"reason": reason})
         return
-    send("device", {"device_name": f"simulated {target}"})
-    send("stage", "simulation")
+    send("device", {"device_name": f"{trial.method}d {target}"})
+    send("stage", trial.method)
     started = time.perf_counter()
-    simulate(trial, columns, target)
+    if trial.method == "simulate":
+        simulate(trial, columns, target)
+    else:
+        columns |= estimate(trial, target)
     columns["working_seconds"] = time.perf_counter() - started
     send("ok", columns)
 
