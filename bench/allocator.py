@@ -44,7 +44,7 @@ class CpuRecorder:
     """Records every allocation of torch's CPU allocator between entering and leaving.
 
     What was allocated before is not counted and its release is ignored, so `peaks` are absolute for
-    what is built inside. One recording in a process: the allocator's total is never reset.
+    what is built inside.
     """
 
     def __init__(self) -> None:
@@ -68,18 +68,21 @@ class CpuRecorder:
     def allocations(self) -> CpuAllocations:
         """To be called after leaving."""
         spans: list[tuple[int, int, str]] = []
-        totals: list[tuple[int, int]] = []
+        totals: list[tuple[int, int, int]] = []
         waiting: list[Any] = list(self._profile.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
         while waiting:
             event = waiting.pop()
             waiting.extend(event.children)
             if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
-                totals.append((event.start_time_ns, event.extra_fields.total_allocated))
+                allocation = event.extra_fields
+                totals.append((event.start_time_ns, allocation.total_allocated, allocation.alloc_size))
             elif event.name.startswith("bench/"):
                 name = event.name.removeprefix("bench/")
                 spans.append((event.start_time_ns, event.end_time_ns, name))
         totals.sort(key=lambda total: total[0])
-        return CpuAllocations(peaks=_peaks_within(spans, totals))
+        before = totals[0][1] - totals[0][2] if totals else 0
+        held = [(when, total - before) for when, total, _ in totals]
+        return CpuAllocations(peaks=_peaks_within(spans, held))
 
 
 def _count_every_thread(yes: bool) -> None:

@@ -85,6 +85,17 @@ def trial_of(config: DictConfig) -> Trial:
         raise CommandError(str(error)) from None
 
 
+def trial_from(overrides: list[str]) -> Trial:
+    """The trial that `python bench/run.py OVERRIDES` would execute.
+
+    Raises:
+        CommandError: an override is not understood, or a value has the wrong type or is out of range.
+    """
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return trial_of(_compose(overrides))
+
+
 def job_of(config: DictConfig) -> Job:
     """The config's values that do not define a trial.
 

@@ -9,14 +9,13 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 def main(arguments: list[str]) -> int:
     """Writes the report and says where it is; 2 when the command line is wrong, 1 without any row."""
     from bench.machine import ROOT
+    from bench.words import WordError, read_words
 
-    results_dir = ROOT / "results"
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key != "results_dir" or not value:
-            print(f"bench/report.py: {argument}: the only key is results_dir=DIR", file=sys.stderr)
-            return 2
-        results_dir = Path(value).expanduser().absolute()
+    try:
+        results_dir = read_words(arguments, {"results_dir": ROOT / "results"})["results_dir"]
+    except WordError as error:
+        print(f"bench/report.py: {error}", file=sys.stderr)
+        return 2
     from bench import results, summary
 
     rows = results.records(results_dir)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 METHODS = ("measure", "simulate", "estimate")
@@ -319,6 +319,38 @@ class Trial:
         """Hash of the definition: any change that defines the trial makes a new id (16 hex digits)."""
         canonical = json.dumps(self.definition(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def from_definition(definition: dict[str, Any]) -> Trial:
+    """The trial that a row's `definition` describes; keys that this version does not know are left out.
+
+    Raises:
+        ValueError: a value is out of the range that this version accepts.
+        TypeError: something that defines a trial is missing.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(Trial):
+        if field.name not in definition:
+            continue
+        value = definition[field.name]
+        part = _PARTS.get(field.name)
+        if part is not None:
+            value = part(**{f.name: value[f.name] for f in fields(part) if f.name in value})
+        values[field.name] = value
+    return Trial(**values)
+
+
+_PARTS: dict[str, Any] = {
+    "model": Model,
+    "precision": Precision,
+    "lora": Lora,
+    "checkpointing": Checkpointing,
+    "fsdp": Fsdp,
+    "offload": Offload,
+    "optimizer": Optimizer,
+    "workload": Workload,
+    "timing": Timing,
+}
 
 
 def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None:

@@ -59,8 +59,10 @@ def apply(run: Run) -> None:
 
 def _require_input_gradients(model: nn.Module) -> None:
     """Without it, the reentrant kind sees frozen embeddings and concludes nothing needs gradients."""
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    embeddings.register_forward_hook(lambda _module, _args, out: out.requires_grad_(True))
+    shared = model.get_input_embeddings().weight  # type: ignore[operator]
+    for module in model.modules():  # an encoder-decoder has two modules over one weight
+        if isinstance(module, nn.Embedding) and module.weight is shared:
+            module.register_forward_hook(lambda _module, _args, out: out.requires_grad_(True))
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:

@@ -24,16 +24,28 @@ from bench.trial import Trial
 class Int8Linear(bnb.nn.Linear8bitLt):
     """Linear8bitLt that computes in the trial's compute dtype, on inputs flattened to two dimensions.
 
-    bitsandbytes' int8 linear is unknown to autocast and takes whatever dtype the norms leave it; and
-    its CPU backward with trainable weights fails on three-dimensional inputs and on mixed dtypes.
+    bitsandbytes' int8 linear is unknown to autocast and takes whatever dtype the norms leave it; its CPU
+    backward with trainable weights fails on three-dimensional inputs and on mixed dtypes; and it narrows a
+    bias in place to the compute dtype, which a bias that trains must not be: it is added here.
     """
 
     compute_dtype: torch.dtype
+    bias: nn.Parameter | None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [..., in_features] -> [..., out_features] in the compute dtype."""
         flat = x.reshape(-1, x.shape[-1]).to(self.compute_dtype)
-        return super().forward(flat).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        bias = self.bias
+        if bias is not None and bias.requires_grad:
+            self.bias = None
+            try:
+                out = super().forward(flat)
+            finally:
+                self.bias = bias
+            out = out + bias.to(out.dtype)
+        else:
+            out = super().forward(flat)
+        return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def apply(run: Run) -> None:
