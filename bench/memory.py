@@ -101,6 +101,8 @@ class Tracker:
         target = self.run.target
         if target == "cpu" and threading.get_ident() != self._thread:
             return func(*args, **kwargs)  # one of gloo's: `inside` counts what its collectives copy
+        if self._phase == "backward":
+            func = inside.as_without_modes(func, args)
         if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
             self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
         done, result = inside.opened(func, args, kwargs, target, mode) if self._openable else (False, None)
