@@ -225,7 +225,8 @@ def _levels(axis: str) -> list[str]:
 
 
 def _axes() -> list[str]:
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    return sorted(groups & {field.name for field in fields(Trial)})
 
 
 def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:

@@ -7,36 +7,14 @@ is quantised or the device's peak is unknown.
 
 from __future__ import annotations
 
+from bench import gpus
 from bench.trial import Trial
-
-# Dense peak FLOP/s of matrix units, without sparsity, by what torch calls the device and by dtype.
-# float32 is the rate torch reaches by default, TF32 off.
-# Sources: NVIDIA data sheets and architecture white papers of each product.
-PEAK_FLOPS_PER_SEC: dict[str, dict[str, float]] = {
-    "V100": {"float16": 125e12, "float32": 15.7e12},  # V100 SXM2 data sheet
-    "T4": {"float16": 65e12, "float32": 8.1e12},  # T4 data sheet
-    "A100": {"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},  # A100 data sheet
-    "A10": {"float16": 125e12, "bfloat16": 125e12, "float32": 31.2e12},  # A10 data sheet
-    "L4": {"float16": 121e12, "bfloat16": 121e12, "float32": 30.3e12},  # L4 data sheet
-    "L40S": {"float16": 362e12, "bfloat16": 362e12, "float32": 91.6e12},  # L40S data sheet
-    "RTX 3090": {"float16": 71e12, "bfloat16": 71e12, "float32": 35.6e12},  # GA102 white paper
-    "RTX 4090": {"float16": 165.2e12, "bfloat16": 165.2e12, "float32": 82.6e12},  # AD102 white paper
-    "H100 PCIe": {"float16": 756e12, "bfloat16": 756e12, "float32": 51e12},  # H100 data sheet
-    "H100": {"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 67e12},  # H100 SXM data sheet
-    "H200": {"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 67e12},  # H200 SXM data sheet
-}
 
 
 def peak_flops_per_sec(device_name: str, dtype: str) -> float | None:
-    """The device's dense peak, or None if it or the dtype is not in the table.
-
-    The longest entry whose words all occur in the name wins: "NVIDIA H100 PCIe" is not an "H100".
-    """
-    words = set(device_name.replace("-", " ").split())
-    fitting = [entry for entry in PEAK_FLOPS_PER_SEC if set(entry.split()) <= words]
-    if not fitting:
-        return None
-    return PEAK_FLOPS_PER_SEC[max(fitting, key=len)].get(dtype)
+    """The device's dense peak by the catalogue in conf/gpu/; None if it or the dtype is not there."""
+    card = gpus.by_device_name(device_name)
+    return None if card is None else card.peak_flops_per_sec.get(dtype)
 
 
 def attention_flops(trial: Trial) -> float:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench import inside
 from bench.caching import MIN_BLOCK_BYTES, reserved_bytes, rounded
+from bench.roofline import Work, work_of
 from bench.state import Run, gradient_tensors, ignored, optimizer_tensors, weight_tensors
 from bench.timeline import Attribution, Mark, Segment, Storage, Timeline
 
@@ -62,6 +64,7 @@ class Tracker:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.rounding = 1 if run.target == "cpu" else MIN_BLOCK_BYTES
+        self.work: Work = Counter()
         self._storages: dict[int, Storage] = {}
         self._timeline = Timeline()
         # on a real accelerator the allocator's counters tell; what is inside stays `untracked_bytes`
@@ -108,6 +111,8 @@ class Tracker:
         done, result = inside.opened(func, args, kwargs, target, mode) if self._openable else (False, None)
         if not done:
             result = func(*args, **kwargs)
+            if self.run.imagined:
+                self.work.update(work_of(func, args, kwargs, result))
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor, "found")

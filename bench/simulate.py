@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench import facts
+from bench import facts, roofline
 from bench.build import build
 from bench.imagined import imagined
 from bench.step import step
@@ -47,6 +47,7 @@ def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
         for _ in range(_SETTLING_STEPS):
             step(run)
         columns["evidence"], tracker = facts.watched_step(run)
+    columns["work"] = tracker.work
     if target != "cpu":
         columns["peak_reserved_bytes"] = tracker.reserved_bytes()
     return columns, tracker.segments()
@@ -69,7 +70,8 @@ def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
     segments = at_depth(few, many, depth, peculiar)
     if segments is None:
         return None
-    columns: dict[str, Any] = _onwards(low, high, depth - less)
+    work = roofline.at_depth(low.pop("work"), high.pop("work"), depth - less)
+    columns: dict[str, Any] = _onwards(low, high, depth - less) | {"work": work}
     fraction = columns["trainable_param_count"] / columns["param_count"]
     columns["evidence"]["trainable_fraction"] = fraction  # the only number that is not linear in depth
     return columns | facts.held(segments)

@@ -1,0 +1,195 @@
+"""What fits a GPU and what to pick: combinations, their predicted peaks, the largest micro-batch of each.
+
+Everything is simulated; nothing is fitted. A combination fits if tensors, what the hardware adds
+(`gpus.Gpu.hardware_bytes`) and the margin are within the card's memory. The margin is for what is not
+predicted: fragmentation above all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.categories import PHASES
+from bench.gpus import Gpu
+from bench.trial import Trial, skip_reason
+
+Words = tuple[str, ...]
+Predict = Callable[[list[Trial]], list[dict[str, Any]]]
+
+_RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+_MOST_SEQUENCES = 4096
+# What people choose among, where the command line does not: weights and adapters in pairs that make sense.
+_WEIGHTS = (
+    ("precision=fp32", "lora=off"),
+    ("precision=bf16", "lora=off"),
+    ("precision=bf16_pure", "lora=off"),
+    ("precision=bf16_pure", "lora=on"),
+    ("precision=int8", "lora=on"),
+    ("precision=nf4", "lora=on"),
+)
+
+
+def combinations(given: Iterable[str], ranks: int) -> Iterator[Words]:
+    """The sensible combinations of techniques; an axis that is `given` is left alone.
+
+    Args:
+        given: the axes that the command line has already chosen.
+        ranks: GPUs that train together.
+    """
+    chosen = set(given)
+    weights = [tuple(word for word in pair if word.partition("=")[0] not in chosen) for pair in _WEIGHTS]
+    options = [list(dict.fromkeys(weights))]
+    if "checkpointing" not in chosen:
+        options.append([("checkpointing=off",), ("checkpointing=on",)])
+    if "fsdp" not in chosen and ranks > 1:
+        options.append([(f"fsdp={name}", f"fsdp.world_size={ranks}") for name in ("full_shard", "no_shard")])
+    for parts in itertools.product(*options):
+        yield tuple(itertools.chain(*parts))
+    if {"fsdp", "offload", "optimizer", "precision", "lora"} & chosen or "checkpointing" in chosen:
+        return
+    for more in (("optimizer=adamw_8bit",), ("offload=params", "fsdp=full_shard", f"fsdp.world_size={ranks}")):
+        if ranks == 1 or more[0].startswith("offload"):
+            yield ("precision=bf16_pure", "lora=off", "checkpointing=on", *more)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One combination on one card; bytes, and sequences for the micro-batches.
+
+    `largest` is the largest micro-batch that fits, 0 if none does; `bound` the tokens per second and device
+    that the roofline allows at that micro-batch, at best; `measured` those of a row of results, if any.
+    """
+
+    words: Words
+    trial: Trial
+    columns: dict[str, Any]
+    hardware: dict[str, int]
+    room: int
+    largest: int
+    bound: float | None
+    measured: float | None = None
+
+    @property
+    def peak(self) -> int:
+        """Tensors at the peak, of one rank, at the micro-batch asked about."""
+        return int(self.columns["peak_allocated_bytes"])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the micro-batch asked about fits."""
+        return self.peak <= self.room
+
+    @property
+    def rank(self) -> tuple[bool, bool, float, int]:
+        """Sorts answers: those that fit by throughput, measured before bounds; then by what is missing."""
+        rate = self.measured or self.bound or 0.0
+        slow = self.trial.offload.name != "off"  # traffic with the host is not in the bound
+        return (not self.fits, slow, -rate if self.fits else 0.0, self.peak)
+
+
+def room(gpu: Gpu, ranks: int, margin: float) -> int:
+    """Bytes that tensors may take on the card."""
+    return int(gpu.memory_bytes * (1 - margin)) - sum(gpu.hardware_bytes(ranks).values())
+
+
+def answers(
+    trials: dict[Words, Trial], gpu: Gpu, margin: float, predict: Predict, bound: Callable[..., float]
+) -> list[Answer]:
+    """Predicts every trial, finds its largest micro-batch, and ranks them.
+
+    Args:
+        trials: by the words that chose them; those that cannot exist on CUDA are left out.
+        gpu: the card, of which each rank has one.
+        margin: share of its memory to leave free.
+        predict: simulates trials, many at once; columns in the same order.
+        bound: least seconds of a step, from its work and the card.
+    """
+    able = {words: trial for words, trial in trials.items() if skip_reason(trial, "cuda", 0) is None}
+    asked = predict(list(able.values()))
+    doubled = predict([_with_batch(trial, 2 * trial.micro_batch_size) for trial in able.values()])
+    batches = [
+        _largest(trial, once, twice, room(gpu, trial.world_size, margin))
+        for trial, once, twice in zip(able.values(), asked, doubled, strict=True)
+    ]
+    at_largest = predict(
+        [_with_batch(trial, n or trial.micro_batch_size) for trial, n in zip(able.values(), batches, strict=True)]
+    )
+    found = []
+    for (words, trial), columns, batch, full in zip(able.items(), asked, batches, at_largest, strict=True):
+        space = room(gpu, trial.world_size, margin)
+        # rounding and the choice of kernels are not linear: the straight line may be one sequence too high
+        fitting = batch if full["peak_allocated_bytes"] <= space else batch - 1
+        tokens = _with_batch(trial, batch or 1).tokens_per_step
+        rate = tokens / bound(full["work"], gpu) if batch else None
+        hardware = gpu.hardware_bytes(trial.world_size)
+        found.append(Answer(words, trial, columns, hardware, space, max(fitting, 0), rate))
+    return sorted(found, key=lambda answer: answer.rank)
+
+
+def _with_batch(trial: Trial, micro_batch_size: int) -> Trial:
+    return replace(trial, micro_batch_size=micro_batch_size)
+
+
+def _largest(trial: Trial, once: dict[str, Any], twice: dict[str, Any], space: int) -> int:
+    """The micro-batch at which the first phase fills the space: each phase's peak is a straight line in it."""
+    size = trial.micro_batch_size
+    fitting = _MOST_SEQUENCES
+    for phase in PHASES:
+        peak, more = (columns[f"{phase}_tracked_peak_bytes"] for columns in (once, twice))
+        each = (more - peak) / size
+        if peak - each * (size - 1) > space:
+            return 0
+        if each > 0:
+            fitting = min(fitting, int((space - peak) // each) + size)
+    return max(fitting, 0)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What would make a model fit that does not; None where nothing tried would."""
+
+    closest: Answer
+    ranks: int | None
+    seq_len: int | None
+
+
+def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Advice:
+    """Looks for more ranks and for shorter sequences, for the combination that comes closest.
+
+    Args:
+        found: answers of which none fits.
+        gpu: the card.
+        margin: share of its memory to leave free.
+        predict: simulates trials.
+    """
+    closest = min(found, key=lambda answer: answer.peak)
+    sharded = [
+        answer
+        for answer in found
+        if skip_reason(_sharded(answer.trial, 2), "cuda", 0) is None and answer.trial.offload.name == "off"
+    ]
+    ranks = None
+    if sharded:
+        trial = min(sharded, key=lambda answer: answer.peak).trial
+        more = [n for n in _RANKS if n > trial.world_size]
+        ranks = _first(more, predict([_sharded(trial, n) for n in more]), gpu, margin, more)
+    lengths = [closest.trial.seq_len // divisor for divisor in (2, 4, 8, 16) if closest.trial.seq_len // divisor > 1]
+    shorter = predict([replace(closest.trial, seq_len=length) for length in lengths])
+    worlds = [closest.trial.world_size] * len(lengths)
+    return Advice(closest, ranks, _first(lengths, shorter, gpu, margin, worlds))
+
+
+def _first(
+    values: list[int], columns: list[dict[str, Any]], gpu: Gpu, margin: float, worlds: list[int]
+) -> int | None:
+    for value, found, world in zip(values, columns, worlds, strict=True):
+        if found["peak_allocated_bytes"] <= room(gpu, world, margin):
+            return value
+    return None
+
+
+def _sharded(trial: Trial, ranks: int) -> Trial:
+    return replace(trial, fsdp=replace(trial.fsdp, name="full_shard", world_size=ranks))
