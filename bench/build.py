@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -25,6 +27,7 @@ def build(trial: Trial, device: torch.device, rank: int = 0, target: str | None 
         ValueError: a technique cannot be applied to this architecture.
     """
     with unset_fake_temporarily():  # shapes are neither real nor fake
+        trial = replace(trial, model=models.resolved(trial.model))
         run = Run(trial, device, target or device.type, models.on_meta(trial))
         for technique in SHAPING:
             technique.apply(run)

@@ -96,6 +96,20 @@ def trial_from(overrides: list[str]) -> Trial:
         return trial_of(_compose(overrides))
 
 
+def choices(arguments: list[str]) -> list[list[str]]:
+    """Each override of the command line as its values, one word each: key=a,b is [key=a, key=b].
+
+    Raises:
+        CommandError: the line cannot be read, or a name in it is unknown.
+    """
+    register_resolvers()
+    overrides = _parse(arguments)
+    values = [_values(override) for override in overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        _check_names(overrides, values)
+    return values
+
+
 def job_of(config: DictConfig) -> Job:
     """The config's values that do not define a trial.
 

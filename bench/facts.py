@@ -26,6 +26,7 @@ def size(run: Run) -> dict[str, Any]:
         block_matmul_params=in_blocks,
     )
     return {
+        "tokens_per_step": run.trial.tokens_per_step,
         "param_count": total,
         "trainable_param_count": trainable,
         "model_flops_per_step": model_flops,

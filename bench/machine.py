@@ -65,6 +65,18 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs of this machine as torch calls them; none where there is no driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+    except Exception:  # no driver, no library, or neither: NVML has many ways to say so
+        return []
+
+
 def process_bytes(field: str) -> int | None:
     """A field of /proc/self/status in bytes (VmRSS, VmHWM, VmData); None where the system has none."""
     try:

@@ -7,6 +7,7 @@ zero everywhere: its masks cost memory that differs between devices and would bl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,6 +103,44 @@ def config_of(model: Model) -> Any:
         config = _CONFIGS[model.family](model)
     config.use_cache = False
     return config
+
+
+_FAMILIES = {"opt": "opt", "gpt2": "gpt2", "mt5": "mt5", "t5": "mt5"}  # every other decoder is like llama
+
+
+def resolved(model: Model) -> Model:
+    """The model with the numbers of what `pretrained` names; without it, the model itself.
+
+    Raises:
+        OSError: `model.pretrained` names neither a directory, nor a config.json, nor a readable hub id.
+        ValueError: its configuration lacks the numbers of a transformer.
+    """
+    if not model.pretrained:
+        return model
+    config = config_of(model)
+    try:
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        numbers = {
+            "hidden_size": hidden,
+            "layers": config.num_hidden_layers,
+            "heads": heads,
+            "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(config, "head_dim", None)
+            or getattr(config, "d_kv", None)
+            or hidden // heads,
+            "vocab_size": config.vocab_size,
+        }
+    except AttributeError as error:
+        raise ValueError(f"model.pretrained={model.pretrained}: {error}") from None
+    widths = (getattr(config, name, None) for name in ("intermediate_size", "d_ff", "ffn_dim", "n_inner"))
+    return replace(
+        model,
+        family=_FAMILIES.get(config.model_type, "llama"),
+        intermediate_size=next(filter(None, widths), 4 * hidden),
+        max_positions=getattr(config, "max_position_embeddings", None) or model.max_positions,
+        tie_embeddings=bool(config.tie_word_embeddings),
+        **numbers,
+    )
 
 
 def auto_class(config: Any) -> Any:

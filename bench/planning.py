@@ -45,12 +45,17 @@ def combinations(given: Iterable[str], ranks: int) -> Iterator[Words]:
     if "checkpointing" not in chosen:
         options.append([("checkpointing=off",), ("checkpointing=on",)])
     if "fsdp" not in chosen and ranks > 1:
-        options.append([(f"fsdp={name}", f"fsdp.world_size={ranks}") for name in ("full_shard", "no_shard")])
+        options.append(
+            [(f"fsdp={name}", f"fsdp.world_size={ranks}") for name in ("full_shard", "no_shard")]
+        )
     for parts in itertools.product(*options):
         yield tuple(itertools.chain(*parts))
     if {"fsdp", "offload", "optimizer", "precision", "lora"} & chosen or "checkpointing" in chosen:
         return
-    for more in (("optimizer=adamw_8bit",), ("offload=params", "fsdp=full_shard", f"fsdp.world_size={ranks}")):
+    for more in (
+        ("optimizer=adamw_8bit",),
+        ("offload=params", "fsdp=full_shard", f"fsdp.world_size={ranks}"),
+    ):
         if ranks == 1 or more[0].startswith("offload"):
             yield ("precision=bf16_pure", "lora=off", "checkpointing=on", *more)
 
@@ -109,23 +114,39 @@ def answers(
     """
     able = {words: trial for words, trial in trials.items() if skip_reason(trial, "cuda", 0) is None}
     asked = predict(list(able.values()))
-    doubled = predict([_with_batch(trial, 2 * trial.micro_batch_size) for trial in able.values()])
+    spaces = [room(gpu, trial.world_size, margin) for trial in able.values()]
+    fitting = [
+        columns["peak_allocated_bytes"] <= space for columns, space in zip(asked, spaces, strict=True)
+    ]
+    # a second micro-batch gives the line; only of what fits, the others need not wait for it
+    others = predict(
+        [
+            _with_batch(trial, trial.micro_batch_size * (2 if fits else 1))
+            for trial, fits in zip(able.values(), fitting, strict=True)
+        ]
+    )
     batches = [
-        _largest(trial, once, twice, room(gpu, trial.world_size, margin))
-        for trial, once, twice in zip(able.values(), asked, doubled, strict=True)
+        _largest(trial.micro_batch_size, once, twice, space) if fits else 0
+        for trial, once, twice, space, fits in zip(
+            able.values(), asked, others, spaces, fitting, strict=True
+        )
     ]
     at_largest = predict(
-        [_with_batch(trial, n or trial.micro_batch_size) for trial, n in zip(able.values(), batches, strict=True)]
+        [
+            _with_batch(trial, n or trial.micro_batch_size)
+            for trial, n in zip(able.values(), batches, strict=True)
+        ]
     )
     found = []
-    for (words, trial), columns, batch, full in zip(able.items(), asked, batches, at_largest, strict=True):
-        space = room(gpu, trial.world_size, margin)
-        # rounding and the choice of kernels are not linear: the straight line may be one sequence too high
-        fitting = batch if full["peak_allocated_bytes"] <= space else batch - 1
+    for (words, trial), columns, batch, full, space in zip(
+        able.items(), asked, batches, at_largest, spaces, strict=True
+    ):
+        # rounding and the choice of kernels are not linear: the line may be one sequence too high
+        largest = batch if full["peak_allocated_bytes"] <= space else batch - 1
         tokens = _with_batch(trial, batch or 1).tokens_per_step
         rate = tokens / bound(full["work"], gpu) if batch else None
         hardware = gpu.hardware_bytes(trial.world_size)
-        found.append(Answer(words, trial, columns, hardware, space, max(fitting, 0), rate))
+        found.append(Answer(words, trial, columns, hardware, space, max(largest, 0), rate))
     return sorted(found, key=lambda answer: answer.rank)
 
 
@@ -133,18 +154,22 @@ def _with_batch(trial: Trial, micro_batch_size: int) -> Trial:
     return replace(trial, micro_batch_size=micro_batch_size)
 
 
-def _largest(trial: Trial, once: dict[str, Any], twice: dict[str, Any], space: int) -> int:
-    """The micro-batch at which the first phase fills the space: each phase's peak is a straight line in it."""
-    size = trial.micro_batch_size
-    fitting = _MOST_SEQUENCES
+def _largest(size: int, once: dict[str, Any], twice: dict[str, Any], space: int) -> int:
+    """The micro-batch at which a phase first fills the space: each phase's peak is a line in it.
+
+    Args:
+        size: the micro-batch of `once`, which fits; `twice` has double.
+        once: columns.
+        twice: columns.
+        space: bytes for tensors.
+    """
+    largest = _MOST_SEQUENCES
     for phase in PHASES:
         peak, more = (columns[f"{phase}_tracked_peak_bytes"] for columns in (once, twice))
         each = (more - peak) / size
-        if peak - each * (size - 1) > space:
-            return 0
         if each > 0:
-            fitting = min(fitting, int((space - peak) // each) + size)
-    return max(fitting, 0)
+            largest = min(largest, size + int((space - peak) // each))
+    return largest
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,11 @@ def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
         trial = min(sharded, key=lambda answer: answer.peak).trial
         more = [n for n in _RANKS if n > trial.world_size]
         ranks = _first(more, predict([_sharded(trial, n) for n in more]), gpu, margin, more)
-    lengths = [closest.trial.seq_len // divisor for divisor in (2, 4, 8, 16) if closest.trial.seq_len // divisor > 1]
+    lengths = [
+        closest.trial.seq_len // divisor
+        for divisor in (2, 4, 8, 16)
+        if closest.trial.seq_len // divisor > 1
+    ]
     shorter = predict([replace(closest.trial, seq_len=length) for length in lengths])
     worlds = [closest.trial.world_size] * len(lengths)
     return Advice(closest, ranks, _first(lengths, shorter, gpu, margin, worlds))

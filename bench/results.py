@@ -118,7 +118,7 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
     """
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= {name: value for name, value in identity.items() if name in row}
-    row |= _axes(trial)
+    row |= axes_of(trial)
     row |= {
         "trial_id": trial.trial_id,
         "definition": json.dumps(trial.definition(), sort_keys=True),
@@ -133,7 +133,8 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
     return row
 
 
-def _axes(trial: Trial) -> dict[str, Any]:
+def axes_of(trial: Trial) -> dict[str, Any]:
+    """The row's axes: levels by name, and shapes."""
     return {
         "method": trial.method,
         "formula": trial.formula if trial.method == "estimate" else None,
@@ -186,7 +187,7 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     row["losses"] = [sum(step) / len(step) for step in zip(*losses, strict=True)]
     row |= timing.columns(
         timing.slowest_rank([r["step_seconds"] for r in ranks]),
-        tokens_per_step=trial.tokens_per_step,
+        tokens_per_step=row["tokens_per_step"] or trial.tokens_per_step,
         world_size=trial.world_size,
     )
     return row | _utilisation(trial, row, outcome.hardware.get("device_name") or "")

@@ -77,8 +77,9 @@ def pretrained_values(trial: Trial) -> Values:
 
 
 def values_of(trial: Trial) -> Values:
-    """The source of the trial's weights."""
-    return pretrained_values(trial) if trial.model.pretrained else random_values(trial.seed)
+    """The source of the trial's weights; a prediction needs none of real ones."""
+    real = trial.model.pretrained and trial.method == "measure"
+    return pretrained_values(trial) if real else random_values(trial.seed)
 
 
 def materialise(

@@ -1,0 +1,144 @@
+"""The door to planning: `python bench/plan.py model=llama-7b gpu=rtx-3090` says what fits, what to pick.
+
+Its words are those of bench/run.py, lists included (model=llama-7b,llama-13b), and
+  gpu=NAME       a card of conf/gpu/, or auto for the one in this machine
+  gpus=8         how many of them train together
+  margin=0.05    share of the card's memory to leave free
+  results_dir=DIR  rows measured on that card rank before predictions
+A path to a config.json, or a hub id, works as a model. Nothing is run on a GPU: peaks are simulated. Exit
+codes: 0 when something fits, 1 when nothing does, 2 when the command line is wrong.
+"""
+
+import itertools
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
+
+_DEFAULTS = ("seq_len=1024", "micro_batch_size=1")
+
+
+def main(arguments: list[str]) -> int:
+    """Plans, prints, and returns the exit code."""
+    from bench import config, gpus, planning
+    from bench.machine import ROOT
+    from bench.trial import Trial
+    from bench.words import WordError, read_words
+
+    own: dict[str, Any] = {"gpu": "auto", "gpus": 1, "margin": 0.05, "results_dir": ROOT / "results"}
+    mine = [word for word in arguments if word.partition("=")[0] in own]
+    others = [word for word in arguments if word not in mine and word != "-m"]
+    try:
+        words = read_words(mine, own)
+        cards = [_card(name) for name in words["gpu"].split(",")]
+        if not 0 <= words["margin"] < 1:
+            raise WordError(f"margin={words['margin']}: must be at least 0 and less than 1")
+        if words["gpus"] < 1:
+            raise WordError(f"gpus={words['gpus']}: must be at least 1")
+        asked = config.choices([*_DEFAULTS, *map(_model, others)])
+        plans: list[tuple[gpus.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
+        axes, tables = _split(asked)
+        for card, table in itertools.product(cards, itertools.product(*tables)):
+            plans.append((card, table, _trials(table, axes, words["gpus"])))
+    except (WordError, config.CommandError) as error:
+        print(f"bench/plan.py: {error}", file=sys.stderr)
+        return 2
+    from bench import plan_screen
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.preload"])
+    any_fits = False
+    with ProcessPoolExecutor(os.cpu_count(), context, _quietly) as pool:
+        for card, table, trials in plans:
+            predict = plan_screen.Progress(pool, _simulated)
+            found = planning.answers(trials, card, words["margin"], predict, _bound)
+            found = plan_screen.with_measured(found, card, words["results_dir"])
+            any_fits |= any(answer.fits for answer in found)
+            said = None
+            if not any(answer.fits for answer in found) and found:
+                said = planning.advice(found, card, words["margin"], predict)
+            plan_screen.show_plan(found, card, table, words["margin"], said)
+    return 0 if any_fits else 1
+
+
+def _card(name: str) -> Any:
+    from bench import gpus
+    from bench.words import WordError
+
+    cards = gpus.catalogue()
+    if name in cards:
+        return cards[name]
+    if name != "auto":
+        raise WordError(f"gpu={name}: not in conf/gpu/; choose auto or one of {', '.join(cards)}")
+    from bench.machine import gpu_names
+
+    present = gpu_names()
+    if not present:
+        raise WordError(f"gpu=auto: this machine has no NVIDIA GPU; choose one of {', '.join(cards)}")
+    card = gpus.by_device_name(present[0])
+    if card is None:
+        raise WordError(
+            f"gpu=auto: {present[0]} is not in conf/gpu/; add it, or choose one of {', '.join(cards)}"
+        )
+    return card
+
+
+def _model(word: str) -> str:
+    """`model=` with a path or a hub id becomes model.pretrained."""
+    key, _, value = word.partition("=")
+    return f"model.pretrained={value}" if key == "model" and "/" in value else word
+
+
+def _split(asked: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
+    """What combines within a table (techniques), and what makes tables of its own (models, shapes)."""
+    axes = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer")
+    within = [values for values in asked if values[0].partition("=")[0].split(".")[0] in axes]
+    return within, [values for values in asked if values not in within]
+
+
+def _trials(table: tuple[str, ...], axes: list[list[str]], ranks: int) -> dict[tuple[str, ...], Any]:
+    from bench import config, planning
+
+    chosen = {values[0].partition("=")[0].split(".")[0] for values in axes}
+    fixed = [word for values in axes if len(values) == 1 for word in values]
+    trials = {}
+    for combined in planning.combinations(chosen, ranks):
+        for varied in itertools.product(*(values for values in axes if len(values) > 1)):
+            words = (*varied, *combined)
+            overrides = [*table, *fixed, *words, "method=simulate", "device=cuda"]
+            trials[words or ("as given",)] = config.trial_from(overrides)
+    return trials
+
+
+def _quietly() -> None:
+    """In a worker of the pool: one thread, and no library's remarks between the lines of the plan."""
+    import logging
+    import warnings
+
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _simulated(trial: Any) -> dict[str, Any]:
+    from bench.simulate import simulate
+
+    columns: dict[str, Any] = {}
+    simulate(trial, columns, "cuda")
+    return columns
+
+
+def _bound(work: Any, card: Any) -> float:
+    from bench.roofline import step_seconds
+
+    return step_seconds(work, card)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

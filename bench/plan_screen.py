@@ -1,0 +1,140 @@
+"""A plan as a person reads it: progress while it is made, one table a card and model, and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from bench import results
+from bench.gpus import Gpu
+from bench.planning import Advice, Answer
+from bench.trial import Trial
+
+_GIB = 2**30
+_SHOWN = ("parameter", "gradient", "optimizer", "activation", "temporary")
+_MATCHED = (
+    "model",
+    "precision",
+    "lora",
+    "lora_rank",
+    "checkpointing",
+    "fsdp",
+    "world_size",
+    "offload",
+    "optimizer",
+    "seq_len",
+    "grad_accum_steps",
+)
+
+
+class Progress:
+    """Simulates trials in a pool, each once, showing how far it is."""
+
+    def __init__(self, pool: Executor, simulated: Callable[[Trial], dict[str, Any]]) -> None:
+        self._pool, self._simulated = pool, simulated
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, trials: list[Trial]) -> list[dict[str, Any]]:
+        """Columns of each trial, in order."""
+        new = {t.trial_id: t for t in trials if t.trial_id not in self._known}
+        done = self._pool.map(self._simulated, new.values())
+        shown = track(done, "simulating", len(new), console=Console(stderr=True), transient=True)
+        self._known |= dict(zip(new, shown, strict=True))
+        return [self._known[trial.trial_id] for trial in trials]
+
+
+def with_measured(found: list[Answer], card: Gpu, results_dir: Path) -> list[Answer]:
+    """The answers, ranked anew with the rates that rows of that card have measured."""
+    rows = [
+        row
+        for row in results.records(results_dir)
+        if row["status"] == "ok" and row["method"] == "measure" and row["device_name"] in card.device_names
+    ]
+    answers = []
+    for answer in found:
+        axes = results.axes_of(answer.trial)
+        rates = [
+            row["tokens_per_sec_per_device"]
+            for row in rows
+            if all(row[name] == axes[name] for name in _MATCHED) and row["tokens_per_sec_per_device"]
+        ]
+        answers.append(replace(answer, measured=max(rates)) if rates else answer)
+    return sorted(answers, key=lambda answer: answer.rank)
+
+
+def show_plan(
+    found: list[Answer], card: Gpu, words: tuple[str, ...], margin: float, said: Advice | None
+) -> None:
+    """Prints one plan."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(
+        f"\n{escape(' '.join(words))} on {card.name}, {_gib(card.memory_bytes)} GiB", highlight=False
+    )
+    if not found:
+        console.print("None of these combinations can exist.")
+        return
+    hardware = ", ".join(f"{name} {_gib(size)}" for name, size in found[0].hardware.items())
+    console.print(
+        f"GiB; room for tensors {_gib(found[0].room)}: margin {margin:.0%}, then {hardware}\n",
+        highlight=False,
+    )
+    console.print(_table(found), highlight=False)
+    console.print(f"\n{_sentence(found, said)}", highlight=False)
+    console.print(
+        "Peaks are simulated; CUDA's path has not been graded on a GPU yet. tokens/s are the most that the\n"
+        "roofline allows at the largest micro-batch, for ranking only: it counts no launches, no traffic\n"
+        "between ranks and none with the host (so offload ranks last).",
+        highlight=False,
+    )
+
+
+def _table(found: list[Answer]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("combination", overflow="fold")
+    for name in (*_SHOWN, "peak", "fits", "largest micro-batch", "tokens/s at most"):
+        table.add_column(name, justify="right")
+    measured = any(answer.measured for answer in found)
+    if measured:
+        table.add_column("measured", justify="right")
+    for answer in found:
+        cells = [_gib(answer.columns[f"{name}_bytes"]) for name in _SHOWN]
+        over = answer.peak - answer.room
+        fits = "yes" if answer.fits else f"{_gib(over)} over"
+        rate = f"{answer.bound:,.0f}" if answer.bound and answer.largest else ""
+        row = [" ".join(answer.words), *cells, _gib(answer.peak), fits, str(answer.largest or ""), rate]
+        if measured:
+            row.append(f"{answer.measured:,.0f}" if answer.measured else "")
+        table.add_row(*row, style="green" if answer.fits else "dim")
+    return table
+
+
+def _sentence(found: list[Answer], said: Advice | None) -> str:
+    best = found[0]
+    if said is None:
+        rate = "measured" if best.measured else "expected"
+        words = " ".join(best.words)
+        return f"Pick ({rate} fastest of those that fit): {words} micro_batch_size={best.largest}"
+    closest = said.closest
+    over = _gib(closest.peak - closest.room)
+    parts = [f"Nothing fits. {' '.join(closest.words)} comes closest: {over} GiB too much."]
+    if said.ranks:
+        parts.append(f"With gpus={said.ranks} (fsdp=full_shard) it fits.")
+    if said.seq_len:
+        parts.append(f"With seq_len={said.seq_len} it fits.")
+    if len(parts) == 1:
+        parts.append("Neither more ranks nor shorter sequences make it fit; choose a smaller model.")
+    return " ".join(parts)
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f}"
