@@ -91,9 +91,9 @@ def show_plan(
     console.print(_table(found), highlight=False)
     console.print(f"\n{_sentence(found, said)}", highlight=False)
     console.print(
-        "Peaks are simulated; CUDA's path has not been graded on a GPU yet. tokens/s are the most that the\n"
-        "roofline allows at the largest micro-batch, for ranking only: it counts no launches, no traffic\n"
-        "between ranks and none with the host (so offload ranks last).",
+        "Peaks are simulated; CUDA's path has not been graded on a GPU yet. tokens/s are the most that\n"
+        "the roofline allows at the largest micro-batch, for ranking only: it counts no launches and no\n"
+        "traffic, neither between ranks nor with the host (so offload ranks last).",
         highlight=False,
     )
 

@@ -199,23 +199,21 @@ def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
     ranks = None
     if sharded:
         trial = min(sharded, key=lambda answer: answer.peak).trial
-        more = [n for n in _RANKS if n > trial.world_size]
-        ranks = _first(more, predict([_sharded(trial, n) for n in more]), gpu, margin, more)
-    lengths = [
-        closest.trial.seq_len // divisor
-        for divisor in (2, 4, 8, 16)
-        if closest.trial.seq_len // divisor > 1
+        more = [(n, _sharded(trial, n)) for n in _RANKS if n > trial.world_size]
+        ranks = _first(more, gpu, margin, predict)
+    shorter = [
+        (trial.seq_len // divisor, replace(trial, seq_len=trial.seq_len // divisor))
+        for trial, divisor in itertools.product([closest.trial], (2, 4, 8, 16))
+        if trial.seq_len // divisor > 1
     ]
-    shorter = predict([replace(closest.trial, seq_len=length) for length in lengths])
-    worlds = [closest.trial.world_size] * len(lengths)
-    return Advice(closest, ranks, _first(lengths, shorter, gpu, margin, worlds))
+    return Advice(closest, ranks, _first(shorter, gpu, margin, predict))
 
 
-def _first(
-    values: list[int], columns: list[dict[str, Any]], gpu: Gpu, margin: float, worlds: list[int]
-) -> int | None:
-    for value, found, world in zip(values, columns, worlds, strict=True):
-        if found["peak_allocated_bytes"] <= room(gpu, world, margin):
+def _first(options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict) -> int | None:
+    """The first option whose trial fits, tried one after the other."""
+    for value, trial in options:
+        (columns,) = predict([trial])
+        if columns["peak_allocated_bytes"] <= room(gpu, trial.world_size, margin):
             return value
     return None
 

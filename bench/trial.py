@@ -263,6 +263,7 @@ class Trial:
     timing: Timing
     method: str = "measure"
     formula: str = "closed_form"
+    whole: bool = False
     device: str = "auto"
     micro_batch_size: int = 4
     seq_len: int = 128
@@ -310,8 +311,9 @@ class Trial:
         for axis in ("lora", "fsdp"):
             if whole[axis]["name"] == "off":
                 whole[axis] = {"name": "off"}
-        if self.method != "estimate":
-            del whole["formula"]
+        for key, method in (("formula", "estimate"), ("whole", "simulate")):
+            if self.method != method:
+                del whole[key]
         return whole
 
     @property

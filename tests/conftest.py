@@ -53,9 +53,11 @@ class Command:
         return pd.read_parquet(self.results_dir / "trials").sort_values("started_at", ignore_index=True)
 
 
-def door(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def door(
+    *arguments: str, script: str = "run.py", cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "run.py"), *arguments],
+        [sys.executable, str(ROOT / "bench" / script), *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,

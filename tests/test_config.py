@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from bench.config import CONF, CommandError, check
-from tests.conftest import make_trial
+from tests.conftest import door, make_trial
 
-LEVELS = sorted(CONF.glob("*/*.yaml"))
+LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "gpu")
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda path: f"{path.parent.name}={path.stem}")
@@ -100,3 +100,9 @@ def test_several_values_without_m_say_so() -> None:
 
 def test_combinations_of_valid_values_are_not_mistakes() -> None:
     assert checked("precision=nf4,fp32", "lora=on,off", "offload=params,off", "fsdp=off,no_shard") == 16
+
+
+def test_the_gpu_catalogue_is_not_an_axis() -> None:
+    done = door("gpu=t4")
+    assert done.returncode == 2
+    assert "gpu: no such axis or key" in done.stderr

@@ -1,0 +1,104 @@
+"""The planning door, for real, and what it is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import gpus, planning
+from bench.roofline import step_seconds
+from bench.simulate import simulate
+from bench.trial import Trial
+from tests.conftest import door, make_trial
+
+
+def predict(trials: list[Trial]) -> list[dict[str, Any]]:
+    found = []
+    for trial in trials:
+        columns: dict[str, Any] = {}
+        simulate(trial, columns, "cuda")
+        found.append(columns)
+    return found
+
+
+def test_the_door_says_what_fits_and_what_to_pick() -> None:
+    done = door(
+        "model=llama-160m", "gpu=t4", "precision=fp16,fp16_pure", "checkpointing=on", script="plan.py"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model=llama-160m on t4, 14.75 GiB" in done.stdout
+    assert "Pick (expected fastest of those that fit): precision=fp16" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_where_nothing_fits_it_says_what_would() -> None:
+    words = ("model=llama-1b", "gpu=t4", "precision=fp32", "lora=off", "checkpointing=on")
+    done = door(*words, script="plan.py")
+    assert done.returncode == 1
+    assert "Nothing fits." in done.stdout
+    assert "With gpus=" in done.stdout
+
+
+def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1000,
+        "max_position_embeddings": 512,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ("gpu=t4", "precision=fp32", "lora=off", "checkpointing=off", "optimizer=sgd", "seq_len=64")
+    done = door(f"model={tmp_path}", *words, script="plan.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"model.pretrained={tmp_path}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("gpu=rtx-9999",), "gpu=rtx-9999: not in conf/gpu/"),
+        (("gpu=t4", "modle=llama-7b"), "did you mean model?"),
+        (("gpu=t4", "model=llama-8b"), "no such level"),
+        (("gpu=t4", "margin=2"), "margin=2.0: must be at least 0 and less than 1"),
+        (("gpu=t4", "gpus=0"), "gpus=0: must be at least 1"),
+        (("gpu=t4", "seq_len=x"), "seq_len"),
+    ],
+)
+def test_a_wrong_word_ends_it_with_one_line(words: tuple[str, ...], said: str) -> None:
+    done = door(*words, script="plan.py")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    card = gpus.catalogue()["t4"]
+    trial = make_trial("model=llama-160m", "method=simulate", "precision=fp16_pure", "seq_len=1024")
+    (answer,) = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
+    assert answer.fits
+    assert answer.largest > 1
+    fitting, next_one = predict([planning._with_batch(trial, answer.largest + extra) for extra in (0, 1)])
+    assert fitting["peak_allocated_bytes"] <= answer.room < next_one["peak_allocated_bytes"]
+
+
+def test_combinations_leave_alone_what_was_chosen() -> None:
+    words = {
+        word for combined in planning.combinations(["precision", "checkpointing"], 1) for word in combined
+    }
+    assert words == {"lora=off", "lora=on"}
+    shards = [combined for combined in planning.combinations([], 8) if "fsdp=full_shard" in combined]
+    assert shards and all("fsdp.world_size=8" in combined for combined in shards)
+
+
+def test_the_seed_s_first_claim_float32_training_does_not_fit_24_gb() -> None:
+    trial = make_trial("model=llama-7b", "method=simulate", "micro_batch_size=1", "checkpointing=on")
+    (columns,) = predict([trial])
+    assert columns["peak_allocated_bytes"] > 4 * gpus.catalogue()["rtx-3090"].memory_bytes

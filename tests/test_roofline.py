@@ -1,0 +1,71 @@
+"""Work by hand, its extension in depth, and the bound."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from bench import gpus, roofline, simulate
+from bench.config import CONF
+from tests.conftest import make_trial
+
+
+def work(func: object, *tensors: torch.Tensor) -> roofline.Work:
+    return roofline.work_of(func, tensors, {}, func(*tensors))  # type: ignore[operator]
+
+
+def test_a_matmul_by_hand() -> None:
+    left, right = torch.ones(4, 8), torch.ones(8, 16)
+    assert work(torch.ops.aten.mm.default, left, right) == Counter(
+        [("float32", 2 * 4 * 8 * 16, 4 * (4 * 8 + 8 * 16 + 4 * 16))]
+    )
+
+
+def test_a_view_is_no_work() -> None:
+    assert not work(torch.ops.aten.t.default, torch.ones(4, 8))
+
+
+def test_an_operation_over_a_list_is_work_for_each_tensor() -> None:
+    tensors = [torch.ones(4), torch.ones(4)]
+    func = torch.ops.aten._foreach_sqrt.default
+    assert roofline.work_of(func, (tensors,), {}, func(tensors)) == Counter({("float32", 0, 16): 4})
+
+
+@pytest.mark.parametrize("overrides", ["", "precision=bf16 checkpointing=on", "optimizer=adamw_foreach"])
+def test_work_adds_up_over_blocks(overrides: str) -> None:
+    found = []
+    for whole in ("false", "true"):
+        columns: dict[str, roofline.Work] = {}
+        trial = make_trial("method=simulate", "model.layers=12", f"whole={whole}", *overrides.split())
+        simulate.simulate(trial, columns, "cuda")  # type: ignore[arg-type]
+        found.append(+columns["work"])
+    assert found[0] == found[1]
+
+
+def test_the_flops_of_a_step_are_those_counted_from_its_parameters() -> None:
+    columns: dict[str, float] = {}
+    simulate.simulate(make_trial("method=simulate", "seq_len=64"), columns, "cuda")
+    flops = sum(flops * times for (_, flops, _), times in columns["work"].items())  # type: ignore[attr-defined]
+    # its backward of attention recomputes the scores: 5 matmuls where the model's arithmetic counts 4
+    attention = 2 * 4 * 2 * 64 * 64 * 128 / 2
+    assert flops == pytest.approx(columns["model_flops_per_step"] + attention, rel=0.001)
+
+
+def test_the_bound_is_the_larger_of_arithmetic_and_traffic() -> None:
+    card = gpus.catalogue()["a100-80gb"]
+    assert roofline.step_seconds(Counter({("bfloat16", 312 * 10**12, 1): 2}), card) == pytest.approx(2.0)
+    assert roofline.step_seconds(Counter({("bfloat16", 1, 2039 * 10**9): 1}), card) == pytest.approx(1.0)
+
+
+def test_every_card_of_the_catalogue_loads_under_its_own_name() -> None:
+    cards = gpus.catalogue()
+    assert set(cards) == {path.stem for path in (CONF / "gpu").glob("*.yaml")}
+    names = [name for card in cards.values() for name in card.device_names]
+    assert len(names) == len(set(names))
+    for card in cards.values():
+        assert 8 * 2**30 < card.memory_bytes < 200 * 2**30
+        assert card.peak_flops_per_sec["float16"] > card.peak_flops_per_sec["float32"] > 10**12  # type: ignore[operator]
+        assert 10**11 < card.bandwidth_bytes_per_sec < 10**13
+    assert cards["t4"].hardware_bytes(2)["nccl"] and "nccl" not in cards["t4"].hardware_bytes(1)
