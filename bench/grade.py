@@ -8,6 +8,7 @@ grade.
 """
 
 import csv
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,16 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
 
     console = Console()
+    console = console if console.is_terminal else Console(width=120)
     console.print(grading.table(grades))
+    shares = [one.bound_share for one in found if one.bound_share]
+    if shares:
+        above = sum(share > 1 for share in shares)
+        console.print(
+            f"\nRoofline: its least step time is {statistics.median(shares):.0%} of the measured one (median "
+            f"of {len(shares)}), and above it {above} times",
+            highlight=False,
+        )
     console.print(
         f"\n{len(found)} trials; every one in {folder / 'report' / 'grades.csv'}", highlight=False
     )
@@ -78,10 +88,11 @@ def _write(found: list[Any], grades: Any, folder: Path) -> None:
     (folder / "grades.md").write_text("# Prediction against measurement\n\n" + grading.markdown(grades))
     with (folder / "grades.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", "measured_bytes", *(f"{name}_error" for name in grading.PREDICTORS)])
+        names = (f"{name}_error" for name in grading.PREDICTORS)
+        writer.writerow(["trial", "measured_bytes", *names, "roofline_over_measured"])
         for one in found:
             errors = (one.errors.get(name) for name in grading.PREDICTORS)
-            writer.writerow([one.label, one.measured_bytes, *errors])
+            writer.writerow([one.label, one.measured_bytes, *errors, one.bound_share])
 
 
 if __name__ == "__main__":

@@ -128,13 +128,18 @@ def _drawn(draw: random.Random) -> Overrides:
 
 @dataclass(frozen=True)
 class Graded:
-    """One measured configuration, with each prediction's error; errors are fractions of the measurement."""
+    """One measured configuration, with each prediction's error; errors are fractions of the measurement.
+
+    `bound_share` is the roofline's least time over the measured median step; above 1 it is no bound. None
+    on a device that the catalogue does not have.
+    """
 
     label: str
     levels: tuple[str, ...]
     measured_bytes: int
     errors: dict[str, float]
     category_errors: dict[str, float]
+    bound_share: float | None = None
 
 
 def graded(
@@ -215,18 +220,19 @@ def _axis_order(level: str) -> tuple[int, str]:
 
 
 def markdown(table: Grades) -> str:
-    """The grades as a Markdown table: median and worst error, and under-estimates beyond 1 %."""
+    """The grades as a Markdown table, and what its columns are."""
     header, rows = _lines(table)
+    said = "Per predictor: median error, worst error, and how many under-estimates are beyond 1 %.\n\n"
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return said + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def table(grades_by_level: Grades) -> Table:
     """The same for a terminal."""
     header, rows = _lines(grades_by_level)
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in header:
-        shown.add_column(name, justify="left" if name == header[0] else "right")
+        shown.add_column(name, justify="left" if name == header[0] else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
     return shown
@@ -235,7 +241,7 @@ def table(grades_by_level: Grades) -> Table:
 def _lines(table: Grades) -> tuple[list[str], list[list[str]]]:
     header = ["technique", "trials"]
     for name in PREDICTORS:
-        header += [f"{name}: median", "worst", "under > 1 %"]
+        header += [name.replace("_", " "), "worst", "under"]
     rows = []
     for level, by_predictor in table.items():
         row = [level, str(max(grade.count for grade in by_predictor.values()))]

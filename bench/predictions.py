@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import isolate, results
+from bench import gpus, isolate, results
 from bench.config import trial_from
 from bench.estimate import closed_form, rule_of_thumb
 from bench.grading import BRIEF, Graded, Overrides, graded
@@ -40,7 +40,15 @@ def grade_row(row: dict[str, Any]) -> Graded:
     """
     trial = from_definition(json.loads(row["definition"]))
     target = "cpu" if row["peak_reserved_bytes"] is None else "cuda"
-    return graded(row["overrides"], trial, row, predictions(trial, target))
+    predicted = predictions(trial, target)
+    found = graded(row["overrides"], trial, row, predicted)
+    card = gpus.by_device_name(row["device_name"] or "")
+    if card is None or not row["step_seconds_median"]:
+        return found
+    from bench.roofline import step_seconds  # needs torch
+
+    bound = step_seconds(predicted["simulate"]["work"], card)
+    return replace(found, bound_share=bound / row["step_seconds_median"])
 
 
 def grade_now(overrides: Overrides) -> Graded:

@@ -79,7 +79,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             hook.remove()
         steps = run.trial.grad_accum_steps
         recomputed = sum(1 for n in calls.values() if n > steps)
-        if run.trial.checkpointing.name != "off" and recomputed < len(hooks):
+        if run.trial.checkpointing.name != "off" and (not hooks or recomputed < len(hooks)):
             raise NotInForce(f"checkpointing: {recomputed} of {len(hooks)} blocks were recomputed")
         return {"blocks": len(hooks), "recomputed_blocks": recomputed}
 

@@ -107,7 +107,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
         sharded = [p for p in parameters if isinstance(p, DTensor)]
         held = sum(p.to_local().nbytes for p in sharded)
         whole = sum(p.numel() * p.element_size() for p in sharded)
-        if len(sharded) < len(parameters) or (trial.world_size > 1 and held >= whole):
+        if not run.blocks or len(sharded) < len(parameters) or (trial.world_size > 1 and held >= whole):
             raise NotInForce(
                 f"fsdp={trial.fsdp.name}: {len(sharded)} of {len(parameters)} parameters are "
                 f"sharded, {held} of {whole} bytes held"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import peft
+from torch import nn
 
 from bench.state import NotInForce, Run, parameter_counts
 
@@ -26,7 +27,19 @@ def apply(run: Run) -> None:
         target_modules=targets,
         task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
     )
+    if isinstance(targets, list):
+        _require_all(targets, run.model)
     run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+
+
+def _require_all(targets: list[str], model: nn.Module) -> None:
+    """peft is content if any of the names is a module's; a misspelt one would be passed over."""
+    ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [target for target in targets if target not in ends]
+    if missing:
+        names = {name.rpartition(".")[2] for name, m in model.named_modules() if hasattr(m, "weight")}
+        said = f"no module is called {', '.join(missing)}; this model has {', '.join(sorted(names))}"
+        raise ValueError(f"lora.targets: {said}")
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:

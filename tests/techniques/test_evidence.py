@@ -151,3 +151,20 @@ def test_fp16_weights_get_an_eps_that_fp16_can_hold() -> None:
     assert build(make_trial("precision=fp16"), CPU).optimizer.defaults["eps"] == 1e-8
     chosen = build(make_trial("precision=fp16_pure", "optimizer.eps=0.01"), CPU)
     assert chosen.optimizer.defaults["eps"] == 0.01
+
+
+def test_a_misspelt_target_beside_a_right_one_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no module is called v_prj; this model has .*v_proj"):
+        build(make_trial("lora=on", "lora.targets=q_proj+v_prj"), CPU)
+
+
+@pytest.mark.parametrize("technique", [checkpointing, fsdp], ids=["checkpointing", "fsdp"])
+def test_an_architecture_without_blocks_is_not_in_force(
+    technique: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build(make_trial(), CPU)
+    monkeypatch.setattr(type(run), "named_blocks", lambda _run: iter(()))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    run.trial = make_trial("checkpointing=on", "fsdp=full_shard", "fsdp.world_size=1")
+    with pytest.raises(NotInForce):
+        technique.watch(run)()
