@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> int:
     if shares:
         above = sum(share > 1 for share in shares)
         console.print(
-            f"\nRoofline: its least step time is {statistics.median(shares):.0%} of the measured one (median "
-            f"of {len(shares)}), and above it {above} times",
+            f"\nRoofline: its least step time is {statistics.median(shares):.0%} of the measured one "
+            f"(median of {len(shares)}), and above it {above} times",
             highlight=False,
         )
     console.print(

@@ -245,9 +245,13 @@ def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
     return target
 
 
-def _table(results_dir: Path, sweep_id: str | None) -> pa.Table:
+def _files(results_dir: Path, sweep_id: str | None) -> list[Path]:
     pattern = "*.parquet" if sweep_id is None else f"{glob.escape(sweep_id)}-*.parquet"
-    files = [path for path in (results_dir / "trials").glob(pattern) if path.name[0] not in "._"]
+    return list((results_dir / "trials").glob(pattern))
+
+
+def _table(paths: list[Path]) -> pa.Table:
+    files = [path for path in paths if path.name[0] not in "._"]
     try:
         table = _rows_of(files)
     except (pa.ArrowException, OSError):  # somewhere is a file that is not ours, or torn: find it
@@ -277,11 +281,16 @@ def read(results_dir: Path, sweep_id: str | None = None) -> pd.DataFrame:
     Columns that a row's schema version did not have are null; there may be no rows at all. A file that
     cannot be read as rows is named on stderr and passed over.
     """
-    rows: pd.DataFrame = _table(results_dir, sweep_id).to_pandas()
+    rows: pd.DataFrame = _table(_files(results_dir, sweep_id)).to_pandas()
     return rows
 
 
 def records(results_dir: Path, sweep_id: str | None = None) -> list[dict[str, Any]]:
     """The same rows as plain dicts, null as None."""
-    rows: list[dict[str, Any]] = _table(results_dir, sweep_id).to_pylist()
+    return records_of(_files(results_dir, sweep_id))
+
+
+def records_of(files: list[Path]) -> list[dict[str, Any]]:
+    """The rows of these parquet files, oldest first, as plain dicts."""
+    rows: list[dict[str, Any]] = _table(files).to_pylist()
     return rows

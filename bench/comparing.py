@@ -1,0 +1,207 @@
+"""Two sets of measured rows, matched by trial: what got worse, by how much, and how sure that is. Pure.
+
+Memory is compared exactly: an allocator repeats itself to the byte. Speed is compared over replicates, each
+one fresh process: the effect is the ratio of the medians, the confidence a permutation test of it (Fisher
+1935), exact over all divisions of the replicates into two sets. Steps of one process are not independent,
+so without replicates nothing is called a regression of speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+
+_MOST_DIVISIONS = 20_000
+_ORDER = {"ok": 0, "oom": 1, "skipped": 2, "timeout": 3, "error": 4}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as a regression.
+
+    `memory_bytes`: more than this much more at the peak; `slower`: a larger share of the throughput lost;
+    `p`: with at most this probability of seeing it by chance.
+    """
+
+    memory_bytes: int = 0
+    slower: float = 0.03
+    p: float = 0.01
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One trial in both sets. Changes are new over old: bytes, and a share of the throughput.
+
+    `p` is the chance of so large a loss of speed if nothing had changed; None without replicates.
+    """
+
+    label: str
+    trial_id: str
+    replicates: tuple[int, int]
+    statuses: tuple[str, str]
+    peaks: tuple[int | None, int | None]
+    rates: tuple[float | None, float | None]
+    p: float | None
+    regressions: tuple[str, ...]
+
+    @property
+    def memory_change(self) -> int | None:
+        """Bytes more at the peak."""
+        before, after = self.peaks
+        return None if before is None or after is None else after - before
+
+    @property
+    def speed_change(self) -> float | None:
+        """Share of the throughput gained; negative is slower."""
+        before, after = self.rates
+        return None if not before or after is None else after / before - 1
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """The worst first: regressions, then speed lost, then memory gained."""
+        return (-len(self.regressions), self.speed_change or 0.0, -(self.memory_change or 0))
+
+
+class OtherDevice(ValueError):  # noqa: N818  # reads as what is the matter
+    """The two sets come from different devices; the message names them."""
+
+
+def compare(
+    before: Iterable[Row], after: Iterable[Row], thresholds: Thresholds, *, any_device: bool = False
+) -> list[Comparison]:
+    """Trials that both sets hold, the worst first.
+
+    Args:
+        before: the baseline's rows; only measured ones count.
+        after: the candidate's.
+        thresholds: what counts as a regression.
+        any_device: compare rows of different devices too.
+
+    Raises:
+        OtherDevice: unless asked to, rows of different devices are not compared.
+    """
+    old, new = _by_trial(before), _by_trial(after)
+    shared = [trial_id for trial_id in old if trial_id in new]
+    if not any_device:
+        devices = [
+            {row["device_name"] for trial_id in shared for row in rows[trial_id] if row["device_name"]}
+            for rows in (old, new)
+        ]
+        if devices[0] and devices[1] and devices[0] != devices[1]:
+            raise OtherDevice(f"{', '.join(sorted(devices[0]))} against {', '.join(sorted(devices[1]))}")
+    found = [_compared(old[trial_id], new[trial_id], thresholds) for trial_id in shared]
+    return sorted(found, key=lambda comparison: comparison.rank)
+
+
+def _by_trial(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    trials: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["method"] == "measure":
+            trials.setdefault(row["trial_id"], []).append(row)
+    return trials
+
+
+def _compared(old: list[Row], new: list[Row], thresholds: Thresholds) -> Comparison:
+    statuses = (_status(old), _status(new))
+    peaks = (_peak(old), _peak(new))
+    samples = [
+        [row["tokens_per_sec_per_device"] for row in rows if row["tokens_per_sec_per_device"]]
+        for rows in (old, new)
+    ]
+    rates = tuple(statistics.median(rate) if rate else None for rate in samples)
+    chance = chance_of_loss(*samples)
+    regressions = []
+    if _ORDER[statuses[1]] > _ORDER[statuses[0]]:
+        regressions.append(f"{statuses[0]} became {statuses[1]}")
+    if peaks[0] is not None and peaks[1] is not None and peaks[1] - peaks[0] > thresholds.memory_bytes:
+        regressions.append("more memory")
+    slower = rates[0] and rates[1] and rates[1] / rates[0] - 1 <= -thresholds.slower
+    if slower and chance is not None and chance <= thresholds.p:
+        regressions.append("slower")
+    label = str(new[0]["overrides"]).removeprefix("python bench/run.py").strip() or "(defaults)"
+    return Comparison(
+        label=label,
+        trial_id=new[0]["trial_id"],
+        replicates=(len(old), len(new)),
+        statuses=statuses,
+        peaks=peaks,
+        rates=(rates[0], rates[1]),
+        p=chance,
+        regressions=tuple(regressions),
+    )
+
+
+def _status(rows: list[Row]) -> str:
+    """The worst that any replicate came to."""
+    return max((row["status"] for row in rows), key=lambda status: _ORDER[status])
+
+
+def _peak(rows: list[Row]) -> int | None:
+    """The largest of the replicates' peaks."""
+    peaks = [row["peak_allocated_bytes"] for row in rows if row["status"] == "ok"]
+    return max((int(peak) for peak in peaks if peak is not None), default=None)
+
+
+def chance_of_loss(before: list[float], after: list[float]) -> float | None:
+    """The probability of a ratio of medians as low as this, or lower, if both came from one distribution.
+
+    Args:
+        before: rates, one for each replicate.
+        after: rates.
+
+    Returns:
+        The share of all divisions of the pooled rates into two such sets that do at least as badly (of as
+        many as can be tried in a moment); None with fewer than two on either side.
+    """
+    if len(before) < 2 or len(after) < 2:
+        return None
+    pooled = [*before, *after]
+    seen = statistics.median(after) / statistics.median(before)
+    divisions = itertools.combinations(range(len(pooled)), len(after))
+    if math.comb(len(pooled), len(after)) > _MOST_DIVISIONS:
+        divisions = itertools.islice(
+            divisions, 0, None, math.comb(len(pooled), len(after)) // _MOST_DIVISIONS
+        )
+    as_bad = tried = 0
+    for chosen in divisions:
+        taken = set(chosen)
+        second = [pooled[index] for index in chosen]
+        first = [rate for index, rate in enumerate(pooled) if index not in taken]
+        tried += 1
+        as_bad += statistics.median(second) / statistics.median(first) <= seen * (1 + 1e-12)
+    return as_bad / tried
+
+
+def lines(found: list[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """The comparison as a header and rows of text, the worst first."""
+    header = ["trial", "verdict", "peak MiB", "change", "tokens/s/device", "change", "p", "replicates"]
+    rows = []
+    for one in found:
+        before, after = one.peaks
+        old, new = one.rates
+        rows.append(
+            [
+                one.label,
+                ", ".join(one.regressions) or "no worse",
+                "" if before is None or after is None else f"{before / 2**20:.2f} -> {after / 2**20:.2f}",
+                "" if one.memory_change is None else f"{one.memory_change:+,} B",
+                "" if old is None or new is None else f"{old:,.0f} -> {new:,.0f}",
+                "" if one.speed_change is None else f"{one.speed_change:+.1%}",
+                "" if one.p is None else f"{one.p:.3f}",
+                f"{one.replicates[0]} -> {one.replicates[1]}",
+            ]
+        )
+    return header, rows
+
+
+def markdown(found: list[Comparison]) -> str:
+    """The same as a Markdown table, for a pull request."""
+    header, rows = lines(found)
+    table = [header, ["---"] * len(header), *([f"`{row[0]}`", *row[1:]] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table) + "\n"

@@ -1,0 +1,133 @@
+"""Regressions: what is one, what is noise, and what cannot be compared."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import results
+from bench.comparing import OtherDevice, Thresholds, chance_of_loss, compare, markdown
+from tests.conftest import Command, door
+
+ROW = dict.fromkeys(results.SCHEMA.names) | {
+    "method": "measure",
+    "status": "ok",
+    "device_name": "a card",
+    "overrides": "python bench/run.py precision=bf16",
+    "trial_id": "0123456789abcdef",
+    "peak_allocated_bytes": 10 * 2**30,
+    "tokens_per_sec_per_device": 1000.0,
+}
+
+
+def replicates(count: int, seed: int, noise: float = 0.01, **changes: Any) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    row = ROW | changes
+    rate = row["tokens_per_sec_per_device"]
+    return [row | {"tokens_per_sec_per_device": rate * draw.gauss(1, noise)} for _ in range(count)]
+
+
+def test_identical_sets_are_no_worse() -> None:
+    (found,) = compare(replicates(5, 0), replicates(5, 0), Thresholds())
+    assert found.regressions == ()
+    assert found.speed_change == 0.0
+    assert found.memory_change == 0
+
+
+def test_five_percent_slower_in_five_replicates_is_a_regression() -> None:
+    slow = replicates(5, 1, tokens_per_sec_per_device=950.0)
+    (found,) = compare(replicates(5, 0), slow, Thresholds())
+    assert found.regressions == ("slower",)
+    assert found.p is not None and found.p <= 0.01
+    assert "precision=bf16" in markdown([found])
+
+
+def test_noise_alone_is_seldom_a_regression() -> None:
+    alarms = sum(
+        bool(
+            compare(replicates(5, 2 * seed, 0.03), replicates(5, 2 * seed + 1, 0.03), Thresholds())[
+                0
+            ].regressions
+        )
+        for seed in range(1000)
+    )
+    assert alarms <= 20, "p is at most 1 %, and the effect must be 3 % besides"
+
+
+def test_one_mebibyte_more_is_a_regression_and_one_less_is_not() -> None:
+    more = [ROW | {"peak_allocated_bytes": ROW["peak_allocated_bytes"] + 2**20}]
+    assert compare([ROW], more, Thresholds())[0].regressions == ("more memory",)
+    assert compare(more, [ROW], Thresholds())[0].regressions == ()
+    assert compare([ROW], more, Thresholds(memory_bytes=2**20))[0].regressions == ()
+
+
+def test_a_trial_that_no_longer_runs_is_a_regression() -> None:
+    gone = [ROW | {"status": "oom", "peak_allocated_bytes": None, "tokens_per_sec_per_device": None}]
+    (found,) = compare([ROW], gone, Thresholds())
+    assert found.regressions == ("ok became oom",)
+
+
+def test_the_worst_comes_first() -> None:
+    def pair(trial_id: str, rate: float) -> list[dict[str, Any]]:
+        return replicates(5, 3, 0.001, trial_id=trial_id, tokens_per_sec_per_device=rate)
+
+    before = [row for name in "abc" for row in pair(name, 1000.0)]
+    after = [*pair("a", 990.0), *pair("b", 900.0), *pair("c", 800.0)]
+    assert [found.trial_id for found in compare(before, after, Thresholds())] == ["c", "b", "a"]
+
+
+def test_different_devices_are_refused_unless_asked_for() -> None:
+    other = [ROW | {"device_name": "another card"}]
+    with pytest.raises(OtherDevice, match="a card against another card"):
+        compare([ROW], other, Thresholds())
+    assert compare([ROW], other, Thresholds(), any_device=True)[0].regressions == ()
+
+
+def test_the_permutation_test_by_hand() -> None:
+    assert chance_of_loss([4.0, 5.0, 6.0], [1.0, 2.0, 3.0]) == 1 / 20
+    assert chance_of_loss([1.0, 2.0], [1.5]) is None
+
+
+def test_the_door_on_real_rows(bench_run: Callable[..., Command], tmp_path: Path) -> None:
+    sweep = bench_run("-m", "precision=fp32,bf16", "threads=1")
+    same = f"candidate={sweep.results_dir}"
+    done = door(
+        f"baseline={sweep.results_dir}", same, f"markdown={tmp_path / 'table.md'}", script="compare.py"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "None of 2 trials got worse." in done.stdout
+    assert (tmp_path / "table.md").read_text().count("no worse") == 2
+    heavier = results.records(sweep.results_dir)[1]
+    heavier["peak_allocated_bytes"] += 2**20
+    results.write(heavier, tmp_path / "heavier", "row")
+    done = door(f"baseline={sweep.results_dir}", f"candidate={tmp_path / 'heavier'}", script="compare.py")
+    assert done.returncode == 1
+    assert "1 of 1 trials got worse; the worst: precision=bf16" in done.stdout
+    results.write(heavier | {"device_name": "another"}, tmp_path / "other", "row")
+    done = door(f"baseline={sweep.results_dir}", f"candidate={tmp_path / 'other'}", script="compare.py")
+    assert done.returncode == 2
+    assert "any_device=true" in done.stderr
+    results.write(heavier | {"trial_id": "unknown"}, tmp_path / "unknown", "row")
+    done = door(f"baseline={sweep.results_dir}", f"candidate={tmp_path / 'unknown'}", script="compare.py")
+    assert done.returncode == 0
+    assert "Nothing to compare" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "say either baseline=PATH or baseline_ref=NAME"),
+        (("baseline=nowhere/at/all",), "neither a folder nor files"),
+        (("baseline_ref=h100",), "neither a folder nor files"),
+        (("baselne=x",), "did you mean baseline?"),
+    ],
+)
+def test_the_door_says_what_is_wrong(words: tuple[str, ...], said: str) -> None:
+    done = door(*words, script="compare.py")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
