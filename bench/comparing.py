@@ -139,7 +139,7 @@ def _compared(old: list[Row], new: list[Row], thresholds: Thresholds) -> Compari
 
 def _status(rows: list[Row]) -> str:
     """The worst that any replicate came to."""
-    return max((row["status"] for row in rows), key=lambda status: _ORDER[status])
+    return max((str(row["status"]) for row in rows), key=lambda status: _ORDER[status])
 
 
 def _peak(rows: list[Row]) -> int | None:
