@@ -163,11 +163,9 @@ def chance_of_loss(before: list[float], after: list[float]) -> float | None:
         return None
     pooled = [*before, *after]
     seen = statistics.median(after) / statistics.median(before)
-    divisions = itertools.combinations(range(len(pooled)), len(after))
-    if math.comb(len(pooled), len(after)) > _MOST_DIVISIONS:
-        divisions = itertools.islice(
-            divisions, 0, None, math.comb(len(pooled), len(after)) // _MOST_DIVISIONS
-        )
+    count = math.comb(len(pooled), len(after))
+    every = max(1, count // _MOST_DIVISIONS)
+    divisions = itertools.islice(itertools.combinations(range(len(pooled)), len(after)), 0, None, every)
     as_bad = tried = 0
     for chosen in divisions:
         taken = set(chosen)
