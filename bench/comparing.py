@@ -1,8 +1,8 @@
 """Two sets of measured rows, matched by trial: what got worse, by how much, and how sure that is. Pure.
 
 Memory is compared exactly: an allocator repeats itself to the byte. Speed is compared over replicates, each
-one fresh process: the effect is the ratio of the medians, the confidence a permutation test of it (Fisher
-1935), exact over all divisions of the replicates into two sets. Steps of one process are not independent,
+one fresh process: the effect is the ratio of the medians, the confidence an exact rank-sum test (Mann and
+Whitney 1947) over all divisions of the replicates into two sets. Steps of one process are not independent,
 so without replicates nothing is called a regression of speed.
 """
 
@@ -149,31 +149,25 @@ def _peak(rows: list[Row]) -> int | None:
 
 
 def chance_of_loss(before: list[float], after: list[float]) -> float | None:
-    """The probability of a ratio of medians as low as this, or lower, if both came from one distribution.
+    """The probability that rates rank as low as `after` does, or lower, if nothing had changed.
 
     Args:
         before: rates, one for each replicate.
         after: rates.
 
     Returns:
-        The share of all divisions of the pooled rates into two such sets that do at least as badly (of as
-        many as can be tried in a moment); None with fewer than two on either side.
+        The share of all divisions of the pooled rates into two such sets whose second has at most this sum
+        of ranks (of as many as can be tried in a moment); None with fewer than two on either side.
     """
     if len(before) < 2 or len(after) < 2:
         return None
     pooled = [*before, *after]
-    seen = statistics.median(after) / statistics.median(before)
-    count = math.comb(len(pooled), len(after))
-    every = max(1, count // _MOST_DIVISIONS)
-    divisions = itertools.islice(itertools.combinations(range(len(pooled)), len(after)), 0, None, every)
-    as_bad = tried = 0
-    for chosen in divisions:
-        taken = set(chosen)
-        second = [pooled[index] for index in chosen]
-        first = [rate for index, rate in enumerate(pooled) if index not in taken]
-        tried += 1
-        as_bad += statistics.median(second) / statistics.median(first) <= seen * (1 + 1e-12)
-    return as_bad / tried
+    ranks = [sum(other < rate for other in pooled) + pooled.count(rate) / 2 for rate in pooled]
+    seen = sum(ranks[len(before) :])
+    every = max(1, math.comb(len(pooled), len(after)) // _MOST_DIVISIONS)
+    divisions = itertools.islice(itertools.combinations(ranks, len(after)), 0, None, every)
+    as_low = [sum(chosen) <= seen for chosen in divisions]
+    return sum(as_low) / len(as_low)
 
 
 def lines(found: list[Comparison]) -> tuple[list[str], list[list[str]]]:

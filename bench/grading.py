@@ -30,7 +30,13 @@ _OPTIMIZERS = ("adamw", "adamw_fused", "adamw_foreach", "adamw_8bit", "sgd", "ad
 _SMALL = ("model.hidden_size=128", "model.heads=4", "model.head_dim=32", "model.vocab_size=2000")
 ARCHITECTURES: dict[str, Overrides] = {
     "llama": ("model=llama-tiny",),
-    "llama, grouped-query": ("model=llama3-8b", "model.layers=2", *_SMALL, "model.kv_heads=1"),
+    "llama, grouped-query": (
+        "model=llama3-8b",
+        "model.layers=2",
+        *_SMALL,
+        "model.kv_heads=1",
+        "model.intermediate_size=320",
+    ),
     "opt": ("model=opt-125m", "model.layers=2", *_SMALL, "model.kv_heads=4", "model.intermediate_size=512"),
     "gpt2": ("model=gpt2", "model.layers=2", *_SMALL, "model.kv_heads=4", "model.intermediate_size=512"),
     "mt5": (

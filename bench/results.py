@@ -187,7 +187,7 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     row["losses"] = [sum(step) / len(step) for step in zip(*losses, strict=True)]
     row |= timing.columns(
         timing.slowest_rank([r["step_seconds"] for r in ranks]),
-        tokens_per_step=row["tokens_per_step"] or trial.tokens_per_step,
+        tokens_per_step=row.get("tokens_per_step") or trial.tokens_per_step,
         world_size=trial.world_size,
     )
     return row | _utilisation(trial, row, outcome.hardware.get("device_name") or "")

@@ -81,7 +81,7 @@ def test_different_devices_are_refused_unless_asked_for() -> None:
     assert compare([ROW], other, Thresholds(), any_device=True)[0].regressions == ()
 
 
-def test_the_permutation_test_by_hand() -> None:
+def test_the_rank_sum_test_by_hand() -> None:
     assert chance_of_loss([4.0, 5.0, 6.0], [1.0, 2.0, 3.0]) == 1 / 20
     assert chance_of_loss([1.0, 2.0], [1.5]) is None
 

@@ -42,4 +42,4 @@ def test_no_rows_says_what_to_do(tmp_path: Path) -> None:
 def test_an_unknown_key_is_refused() -> None:
     done = report("result_dir=x")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "the only key is results_dir=DIR" in done.stderr
+    assert "result_dir=x: no such key (did you mean results_dir?)" in done.stderr
