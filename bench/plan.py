@@ -39,11 +39,12 @@ def main(arguments: list[str]) -> int:
             raise WordError(f"margin={words['margin']}: must be at least 0 and less than 1")
         if words["gpus"] < 1:
             raise WordError(f"gpus={words['gpus']}: must be at least 1")
-        asked = config.choices([*_DEFAULTS, *map(_model, others)])
+        asked = config.choices([*_defaults(others), *map(_model, others)])
         plans: list[tuple[gpus.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
         axes, tables = _split(asked)
         for card, table in itertools.product(cards, itertools.product(*tables)):
-            plans.append((card, table, _trials(table, axes, words["gpus"])))
+            fixed = (*table, *(values[0] for values in axes if len(values) == 1))
+            plans.append((card, fixed, _trials(fixed, axes, words["gpus"], card)))
     except (WordError, config.CommandError) as error:
         print(f"bench/plan.py: {error}", file=sys.stderr)
         return 2
@@ -53,16 +54,34 @@ def main(arguments: list[str]) -> int:
     context.set_forkserver_preload(["bench.preload"])
     any_fits = False
     with ProcessPoolExecutor(os.cpu_count(), context, _quietly) as pool:
-        for card, table, trials in plans:
+        for card, fixed, trials in plans:
             predict = plan_screen.Progress(pool, _simulated)
-            found = planning.answers(trials, card, words["margin"], predict, _bound)
+            try:
+                found = planning.answers(trials, card, words["margin"], predict, _bound)
+                said = None
+                if found and not any(answer.fits for answer in found):
+                    said = planning.advice(found, card, words["margin"], predict)
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # a model that cannot be read, or that lacks what it needs
+                first = str(error).strip().splitlines()[0]
+                print(f"bench/plan.py: {' '.join(fixed)}: {first}", file=sys.stderr)
+                return 2
             found = plan_screen.with_measured(found, card, words["results_dir"])
             any_fits |= any(answer.fits for answer in found)
-            said = None
-            if not any(answer.fits for answer in found) and found:
-                said = planning.advice(found, card, words["margin"], predict)
-            plan_screen.show_plan(found, card, table, words["margin"], said)
+            plan_screen.show_plan(found, card, fixed, words["margin"], said, planning.reasons(trials))
     return 0 if any_fits else 1
+
+
+def _defaults(given: list[str]) -> list[str]:
+    """Shapes that the command line leaves open; what a plan decides itself cannot be given."""
+    from bench.words import WordError
+
+    keys = {word.partition("=")[0] for word in given}
+    for key in sorted(keys & {"method", "device", "whole", "formula", "workload"}):
+        raise WordError(f"{key}: a plan is simulated, for the card that gpu= names")
+    return [word for word in _DEFAULTS if word.partition("=")[0] not in keys]
 
 
 def _card(name: str) -> Any:
@@ -100,17 +119,19 @@ def _split(asked: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
     return within, [values for values in asked if values not in within]
 
 
-def _trials(table: tuple[str, ...], axes: list[list[str]], ranks: int) -> dict[tuple[str, ...], Any]:
+def _trials(
+    fixed: tuple[str, ...], axes: list[list[str]], ranks: int, card: Any
+) -> dict[tuple[str, ...], Any]:
     from bench import config, planning
 
     chosen = {values[0].partition("=")[0].split(".")[0] for values in axes}
-    fixed = [word for values in axes if len(values) == 1 for word in values]
     trials = {}
-    for combined in planning.combinations(chosen, ranks):
+    for combined in planning.combinations(chosen, ranks, card):
         for varied in itertools.product(*(values for values in axes if len(values) > 1)):
             words = (*varied, *combined)
-            overrides = [*table, *fixed, *words, "method=simulate", "device=cuda"]
-            trials[words or ("as given",)] = config.trial_from(overrides)
+            trials[words or ("as given",)] = config.trial_from(
+                [*fixed, *words, "method=simulate", "device=cuda"]
+            )
     return trials
 
 

@@ -71,9 +71,14 @@ def with_measured(found: list[Answer], card: Gpu, results_dir: Path) -> list[Ans
 
 
 def show_plan(
-    found: list[Answer], card: Gpu, words: tuple[str, ...], margin: float, said: Advice | None
+    found: list[Answer],
+    card: Gpu,
+    words: tuple[str, ...],
+    margin: float,
+    said: Advice | None,
+    reasons: list[str],
 ) -> None:
-    """Prints one plan."""
+    """Prints one plan: for `words` on the card; `reasons` say why combinations are missing."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
@@ -81,7 +86,9 @@ def show_plan(
         f"\n{escape(' '.join(words))} on {card.name}, {_gib(card.memory_bytes)} GiB", highlight=False
     )
     if not found:
-        console.print("None of these combinations can exist.")
+        console.print("None of these combinations can exist:")
+        for reason in reasons:
+            console.print(f"  {reason}", highlight=False, markup=False)
         return
     hardware = ", ".join(f"{name} {_gib(size)}" for name, size in found[0].hardware.items())
     console.print(
@@ -127,12 +134,16 @@ def _sentence(found: list[Answer], said: Advice | None) -> str:
     closest = said.closest
     over = _gib(closest.peak - closest.room)
     parts = [f"Nothing fits. {' '.join(closest.words)} comes closest: {over} GiB too much."]
+    if said.micro_batch_size:
+        parts.append(f"With micro_batch_size={said.micro_batch_size} it fits.")
     if said.ranks:
         parts.append(f"With gpus={said.ranks} (fsdp=full_shard) it fits.")
     if said.seq_len:
         parts.append(f"With seq_len={said.seq_len} it fits.")
     if len(parts) == 1:
-        parts.append("Neither more ranks nor shorter sequences make it fit; choose a smaller model.")
+        parts.append(
+            "No smaller micro-batch, more ranks or shorter sequences make it fit: choose another model."
+        )
     return " ".join(parts)
 
 

@@ -32,15 +32,20 @@ _WEIGHTS = (
 )
 
 
-def combinations(given: Iterable[str], ranks: int) -> Iterator[Words]:
+def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
     """The sensible combinations of techniques; an axis that is `given` is left alone.
 
     Args:
         given: the axes that the command line has already chosen.
         ranks: GPUs that train together.
+        gpu: the card; one without bfloat16 is offered float16.
     """
     chosen = set(given)
-    weights = [tuple(word for word in pair if word.partition("=")[0] not in chosen) for pair in _WEIGHTS]
+    narrow = "bf16" if gpu.peak_flops_per_sec["bfloat16"] else "fp16"
+    weights = [
+        tuple(word.replace("bf16", narrow) for word in pair if word.partition("=")[0] not in chosen)
+        for pair in _WEIGHTS
+    ]
     options = [list(dict.fromkeys(weights))]
     if "checkpointing" not in chosen:
         options.append([("checkpointing=off",), ("checkpointing=on",)])
@@ -57,7 +62,13 @@ def combinations(given: Iterable[str], ranks: int) -> Iterator[Words]:
         ("offload=params", "fsdp=full_shard", f"fsdp.world_size={ranks}"),
     ):
         if ranks == 1 or more[0].startswith("offload"):
-            yield ("precision=bf16_pure", "lora=off", "checkpointing=on", *more)
+            yield (f"precision={narrow}_pure", "lora=off", "checkpointing=on", *more)
+
+
+def reasons(trials: dict[Words, Trial]) -> list[str]:
+    """Why trials cannot exist on CUDA, each reason once."""
+    found = (skip_reason(trial, "cuda", 0) for trial in trials.values())
+    return list(dict.fromkeys(filter(None, found)))
 
 
 @dataclass(frozen=True)
@@ -177,12 +188,13 @@ class Advice:
     """What would make a model fit that does not; None where nothing tried would."""
 
     closest: Answer
+    micro_batch_size: int | None
     ranks: int | None
     seq_len: int | None
 
 
 def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Advice:
-    """Looks for more ranks and for shorter sequences, for the combination that comes closest.
+    """Looks for smaller micro-batches, more ranks and shorter sequences, for what comes closest.
 
     Args:
         found: answers of which none fits.
@@ -201,12 +213,12 @@ def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
         trial = min(sharded, key=lambda answer: answer.peak).trial
         more = [(n, _sharded(trial, n)) for n in _RANKS if n > trial.world_size]
         ranks = _first(more, gpu, margin, predict)
-    shorter = [
-        (trial.seq_len // divisor, replace(trial, seq_len=trial.seq_len // divisor))
-        for trial, divisor in itertools.product([closest.trial], (2, 4, 8, 16))
-        if trial.seq_len // divisor > 1
-    ]
-    return Advice(closest, ranks, _first(shorter, gpu, margin, predict))
+    lengths = [closest.trial.seq_len // divisor for divisor in (2, 4, 8, 16)]
+    shorter = [(n, replace(closest.trial, seq_len=n)) for n in lengths if n > 1]
+    size = closest.trial.micro_batch_size
+    smaller = [(n, _with_batch(closest.trial, n)) for n in (size // 2, size // 8, 1) if 0 < n < size]
+    fitting = _first(smaller, gpu, margin, predict)
+    return Advice(closest, fitting, ranks, _first(shorter, gpu, margin, predict))
 
 
 def _first(options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict) -> int | None:

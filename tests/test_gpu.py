@@ -8,9 +8,21 @@ from typing import Any
 
 import pytest
 
-from bench import isolate
+from bench import gpus, isolate
+from bench.predictions import predictions
 from bench.trial import Trial
 from tests.conftest import make_trial
+
+PREDICTED = (
+    (),
+    ("precision=bf16",),
+    ("precision=bf16_pure", "checkpointing=on"),
+    ("precision=int8", "lora=on"),
+    ("precision=nf4", "lora=on", "checkpointing=on"),
+    ("optimizer=adamw_8bit",),
+    ("offload=activations",),
+    ("model=gpt2", "model.layers=4", "precision=bf16"),
+)
 
 pytestmark = pytest.mark.gpu
 SMALL = ("model=llama-20m", "seq_len=256")
@@ -95,3 +107,16 @@ def test_the_hardware_is_named(tmp_path: Path) -> None:
     assert hardware["device_memory_bytes"] > 2**30
     assert json.dumps(hardware)
     assert "CPU" not in hardware["device_name"]
+
+
+@pytest.mark.parametrize("overrides", PREDICTED, ids=" ".join)
+def test_simulation_against_the_cuda_allocator(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """What simulation cannot know without a GPU is cuBLAS' workspaces: they are the catalogue's, apart."""
+    trial = make_trial("model=llama-20m", "seq_len=256", *overrides)
+    measured = isolate.run(trial, log=tmp_path / "log", timeout_seconds=300)
+    assert measured.status == "ok", measured.reason
+    card = gpus.by_device_name(measured.hardware["device_name"])
+    workspaces = 2 * 32 * 2**20 if card is None else card.workspace_bytes
+    predicted = predictions(trial, "cuda")["simulate"]["peak_allocated_bytes"]
+    peak = measured.ranks[0]["peak_allocated_bytes"]
+    assert 0.99 * (peak - workspaces) <= predicted <= 1.02 * peak

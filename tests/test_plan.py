@@ -25,11 +25,10 @@ def predict(trials: list[Trial]) -> list[dict[str, Any]]:
 
 
 def test_the_door_says_what_fits_and_what_to_pick() -> None:
-    done = door(
-        "model=llama-160m", "gpu=t4", "precision=fp16,fp16_pure", "checkpointing=on", script="plan.py"
-    )
+    words = ("model=llama-160m", "gpu=t4", "precision=fp16,fp16_pure", "lora=off", "checkpointing=on")
+    done = door(*words, script="plan.py")
     assert done.returncode == 0, done.stderr
-    assert "model=llama-160m on t4, 14.75 GiB" in done.stdout
+    assert "model=llama-160m lora=off checkpointing=on on t4, 14.75 GiB" in done.stdout
     assert "Pick (expected fastest of those that fit): precision=fp16" in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -69,6 +68,8 @@ def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
         (("gpu=t4", "model=llama-8b"), "no such level"),
         (("gpu=t4", "margin=2"), "margin=2.0: must be at least 0 and less than 1"),
         (("gpu=t4", "gpus=0"), "gpus=0: must be at least 1"),
+        (("gpu=t4", "device=cpu"), "device: a plan is simulated, for the card that gpu= names"),
+        (("gpu=auto",), "gpu=auto"),
         (("gpu=t4", "seq_len=x"), "seq_len"),
     ],
 )
@@ -77,6 +78,26 @@ def test_a_wrong_word_ends_it_with_one_line(words: tuple[str, ...], said: str) -
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_card_without_bfloat16_is_offered_float16() -> None:
+    words = {word for words in planning.combinations([], 1, gpus.catalogue()["t4"]) for word in words}
+    assert "precision=fp16_pure" in words
+    assert "precision=bf16_pure" not in words
+
+
+def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    done = door("gpu=t4", f"model={tmp_path}/none", "precision=fp32", "lora=off", script="plan.py")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("bench/plan.py: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_exist_says_why() -> None:
+    words = ("gpu=t4", "model=gpt2", "seq_len=4096", "precision=fp32", "lora=off", "checkpointing=off")
+    done = door(*words, script="plan.py")
+    assert done.returncode == 1
+    assert "gpt2 has 1024 learned positions" in done.stdout
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
@@ -90,11 +111,11 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
 
 
 def test_combinations_leave_alone_what_was_chosen() -> None:
-    words = {
-        word for combined in planning.combinations(["precision", "checkpointing"], 1) for word in combined
-    }
+    card = gpus.catalogue()["a100-80gb"]
+    chosen = planning.combinations(["precision", "checkpointing"], 1, card)
+    words = {word for combined in chosen for word in combined}
     assert words == {"lora=off", "lora=on"}
-    shards = [combined for combined in planning.combinations([], 8) if "fsdp=full_shard" in combined]
+    shards = [combined for combined in planning.combinations([], 8, card) if "fsdp=full_shard" in combined]
     assert shards and all("fsdp.world_size=8" in combined for combined in shards)
 
 
