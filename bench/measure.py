@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import math
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ from bench.timing import relative_width
 from bench.trial import Timing, Trial
 
 _BLOCK_STEPS = 5
-_STEPS_OF_GLOO = 6
+_ALIKE_STEPS, _ALIKE_SLOW_STEPS, _SLOW_SECONDS = 12, 4, 0.5
 
 Report = Callable[[str], None]
 
@@ -108,7 +109,8 @@ def _passes(
     columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
 
     report("attribution")
-    columns["evidence"], tracker = facts.watched_step(run, times=_alike(device))
+    alike = _alike(device, columns["step_seconds"])
+    columns["evidence"], tracker = facts.watched_step(run, times=alike)
     columns |= facts.held(tracker.segments())
     del tracker
 
@@ -116,17 +118,20 @@ def _passes(
         report("allocator")
         del run
         gc.collect()
-        columns |= _cpu_allocator(trial, device, rank)
+        columns |= _cpu_allocator(trial, device, rank, alike)
     columns["untracked_bytes"] = columns["peak_allocated_bytes"] - columns["tracked_peak_bytes"]
 
 
-def _alike(device: torch.device) -> int:
-    """How many steady steps to watch, of which the one with the least peak counts.
+def _alike(device: torch.device, step_seconds: list[float]) -> int:
+    """How many steady steps to watch, of which the one with the least peak counts; the same on all ranks.
 
     A step repeats itself to the byte, except with gloo: its threads let go of what they reduced and
-    gathered in no fixed order, and some steps hold a copy for longer than they need it.
+    gathered in no fixed order, and up to every third step holds a copy for longer than it needs it.
     """
-    return _STEPS_OF_GLOO if device.type == "cpu" and dist.is_initialized() else 1
+    if device.type != "cpu" or not dist.is_initialized():
+        return 1
+    slow = statistics.median(step_seconds) > _SLOW_SECONDS
+    return int(_as_rank_0(_ALIKE_SLOW_STEPS if slow else _ALIKE_STEPS, device))
 
 
 def _warm_up(run: Run) -> dict[str, Any]:
@@ -197,11 +202,14 @@ def _line_up(device: torch.device) -> None:
 
 def _agree(device: torch.device, reason: str) -> str:
     """The first rank's decision: ranks that disagreed would wait for each other for ever."""
-    if not dist.is_initialized():
-        return reason
-    decision = [reason]
-    dist.broadcast_object_list(decision, src=0, device=device)
-    return str(decision[0])
+    return str(_as_rank_0(reason, device)) if dist.is_initialized() else reason
+
+
+def _as_rank_0(decision: Any, device: torch.device) -> Any:
+    """What rank 0 decided, on every rank."""
+    decisions = [decision]
+    dist.broadcast_object_list(decisions, src=0, device=device)
+    return decisions[0]
 
 
 def _peaks(device: torch.device) -> dict[str, Any]:
@@ -243,7 +251,7 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> dict
     }
 
 
-def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, Any]:
+def _cpu_allocator(trial: Trial, device: torch.device, rank: int, alike: int = 1) -> dict[str, Any]:
     """Pass 3: build and step again while torch's CPU allocator tells of every allocation."""
     with CpuRecorder() as recorder:
         with recorder.span("build"):
@@ -251,7 +259,7 @@ def _cpu_allocator(trial: Trial, device: torch.device, rank: int) -> dict[str, A
         with recorder.span("cold"):
             for _ in range(trial.timing.warmup_steps):
                 step(run)
-        for index in range(_alike(device)):
+        for index in range(alike):
             with recorder.span(f"steady/{index}"):
                 step(run)
     allocations = recorder.allocations()

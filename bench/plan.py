@@ -10,10 +10,7 @@ codes: 0 when something fits, 1 when nothing does, 2 when the command line is wr
 """
 
 import itertools
-import multiprocessing
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +46,11 @@ def main(arguments: list[str]) -> int:
         print(f"bench/plan.py: {error}", file=sys.stderr)
         return 2
     from bench import plan_screen
+    from bench.pool import Simulator
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.preload"])
     any_fits = False
-    with ProcessPoolExecutor(os.cpu_count(), context, _quietly) as pool:
+    with Simulator() as predict:
         for card, fixed, trials in plans:
-            predict = plan_screen.Progress(pool, _simulated)
             try:
                 found = planning.answers(trials, card, words["margin"], predict, _bound)
                 said = None
@@ -133,26 +128,6 @@ def _trials(
                 [*fixed, *words, "method=simulate", "device=cuda"]
             )
     return trials
-
-
-def _quietly() -> None:
-    """In a worker of the pool: one thread, and no library's remarks between the lines of the plan."""
-    import logging
-    import warnings
-
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def _simulated(trial: Any) -> dict[str, Any]:
-    from bench.simulate import simulate
-
-    columns: dict[str, Any] = {}
-    simulate(trial, columns, "cuda")
-    return columns
 
 
 def _bound(work: Any, card: Any) -> float:

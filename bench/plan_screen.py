@@ -1,22 +1,17 @@
-"""A plan as a person reads it: progress while it is made, one table a card and model, and a sentence."""
+"""A plan as a person reads it: one table a card and model, and a sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from bench import results
 from bench.gpus import Gpu
 from bench.planning import Advice, Answer
-from bench.trial import Trial
 
 _GIB = 2**30
 _SHOWN = ("parameter", "gradient", "optimizer", "activation", "temporary")
@@ -33,22 +28,6 @@ _MATCHED = (
     "seq_len",
     "grad_accum_steps",
 )
-
-
-class Progress:
-    """Simulates trials in a pool, each once, showing how far it is."""
-
-    def __init__(self, pool: Executor, simulated: Callable[[Trial], dict[str, Any]]) -> None:
-        self._pool, self._simulated = pool, simulated
-        self._known: dict[str, dict[str, Any]] = {}
-
-    def __call__(self, trials: list[Trial]) -> list[dict[str, Any]]:
-        """Columns of each trial, in order."""
-        new = {t.trial_id: t for t in trials if t.trial_id not in self._known}
-        done = self._pool.map(self._simulated, new.values())
-        shown = track(done, "simulating", len(new), console=Console(stderr=True), transient=True)
-        self._known |= dict(zip(new, shown, strict=True))
-        return [self._known[trial.trial_id] for trial in trials]
 
 
 def with_measured(found: list[Answer], card: Gpu, results_dir: Path) -> list[Answer]:

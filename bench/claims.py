@@ -1,0 +1,45 @@
+"""The door to the ledger of claims: `python bench/claims.py` simulates each and says what it finds.
+
+analysis/claims.yaml holds what the literature says each technique does to memory, with its source, and the
+trials that test it at the claim's own scale. The only key is results_dir=DIR; the table is also written to
+DIR/report/claims.md. Exit codes: 0, whatever the verdicts; 2 when the command line or the ledger is wrong.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
+
+
+def main(arguments: list[str]) -> int:
+    """Tests every claim, prints and writes the table, and returns the exit code."""
+    from bench import ledger
+    from bench.machine import ROOT
+    from bench.words import WordError, read_words
+
+    try:
+        words = read_words(arguments, {"results_dir": ROOT / "results"})
+        claims = ledger.read(ROOT / "analysis" / "claims.yaml")
+    except (WordError, ledger.LedgerError) as error:
+        print(f"bench/claims.py: {error}", file=sys.stderr)
+        return 2
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from bench.pool import Simulator
+
+    trials = {words: trial for claim in claims for words, trial in ledger.trials_of(claim).items()}
+    with Simulator() as predict:
+        columns = dict(zip(trials, predict(list(trials.values())), strict=True))
+    findings = [ledger.tested(claim, columns) for claim in claims]
+    text = ledger.markdown(findings)
+    target = words["results_dir"] / "report" / "claims.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("# Claims\n\n" + text)
+    Console(width=160).print(Markdown(text))
+    print(f"\n{ledger.summary(findings)}\nAlso in {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""Many simulations at once: a process for each core, forked from a server that has imported the stack."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from bench.trial import Trial
+
+
+class Simulator:
+    """Simulates trials for CUDA, each once, and shows how far it is; to be entered."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["bench.preload"])
+        self._pool = ProcessPoolExecutor(os.cpu_count(), context, _quietly)
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Simulator:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def __call__(self, trials: list[Trial]) -> list[dict[str, Any]]:
+        """Columns of each trial, in order.
+
+        Raises:
+            OSError: a model cannot be read.
+            ValueError: a technique cannot be applied to it.
+        """
+        new = {t.trial_id: t for t in trials if t.trial_id not in self._known}
+        done = self._pool.map(_simulated, new.values())
+        console = Console(stderr=True)
+        hidden = not new or not console.is_terminal
+        shown = track(done, "simulating", len(new), console=console, transient=True, disable=hidden)
+        self._known |= dict(zip(new, shown, strict=True))
+        return [self._known[trial.trial_id] for trial in trials]
+
+
+def _quietly() -> None:
+    """In a worker: one thread, and no library's remarks between the lines of a table."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _simulated(trial: Trial) -> dict[str, Any]:
+    from bench.simulate import simulate
+
+    columns: dict[str, Any] = {}
+    simulate(trial, columns, "cuda")
+    return columns
