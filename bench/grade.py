@@ -89,10 +89,13 @@ def _write(found: list[Any], grades: Any, folder: Path) -> None:
     with (folder / "grades.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         names = (f"{name}_error" for name in grading.PREDICTORS)
-        writer.writerow(["trial", "measured_bytes", *names, "roofline_over_measured"])
+        writer.writerow(
+            ["trial", "measured_bytes", *names, "worst_category_error", "roofline_over_measured"]
+        )
         for one in found:
             errors = (one.errors.get(name) for name in grading.PREDICTORS)
-            writer.writerow([one.label, one.measured_bytes, *errors, one.bound_share])
+            worst = max(map(abs, one.category_errors.values()), default=None)
+            writer.writerow([one.label, one.measured_bytes, *errors, worst, one.bound_share])
 
 
 if __name__ == "__main__":
