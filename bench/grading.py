@@ -17,7 +17,8 @@ from rich.table import Table
 
 from bench.categories import CATEGORIES
 from bench.config import trial_from
-from bench.trial import Trial, skip_reason
+from bench.rules import skip_reason
+from bench.trial import Trial
 
 PREDICTORS = ("simulate", "closed_form", "rule_of_thumb")
 UNDER = -0.01  # an under-estimate beyond this counts

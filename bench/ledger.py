@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.config import CommandError, trial_from
-from bench.trial import Trial, skip_reason
+from bench.rules import skip_reason
+from bench.trial import Trial
 
 
 class LedgerError(ValueError):

@@ -14,7 +14,8 @@ from typing import Any
 
 from bench.categories import PHASES
 from bench.gpus import Gpu
-from bench.trial import Trial, skip_reason
+from bench.rules import skip_reason
+from bench.trial import Trial
 
 Words = tuple[str, ...]
 Predict = Callable[[list[Trial]], list[dict[str, Any]]]

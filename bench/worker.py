@@ -22,8 +22,9 @@ from bench import device as accelerator
 from bench.estimate import estimate
 from bench.machine import hardware, process_bytes
 from bench.measure import measure
+from bench.rules import skip_reason
 from bench.simulate import simulate
-from bench.trial import Trial, skip_reason
+from bench.trial import Trial
 
 Send = Callable[[str, Any], None]
 

@@ -6,8 +6,9 @@ import pytest
 
 from bench import simulate
 from bench.config import CONF
-from bench.estimate import closed_form, rule_of_thumb, rule_of_thumb_batch, shape_of
+from bench.estimate import closed_form, rule_of_thumb, rule_of_thumb_batch
 from bench.models import on_meta
+from bench.shapes import shape_of
 from tests.conftest import make_trial
 
 GB = 10**9

@@ -14,7 +14,8 @@ import pytest
 from bench import grading
 from bench.grading import Grade, Graded, Overrides
 from bench.predictions import grade_now
-from bench.trial import from_definition, skip_reason
+from bench.rules import skip_reason
+from bench.trial import from_definition
 from tests.conftest import Command, door, make_trial
 
 PICKED = grading.grid()

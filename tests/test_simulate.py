@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import simulate
-from bench.trial import skip_reason
+from bench.rules import skip_reason
 from tests.conftest import make_trial
 
 DEEP = (

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from bench.trial import Lora, Timing, skip_reason
+from bench.rules import skip_reason
+from bench.trial import Lora, Timing
 from tests.conftest import make_trial
 
 

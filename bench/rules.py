@@ -1,0 +1,71 @@
+"""Combinations of valid values that cannot exist: each a rule with its reason, one true sentence.
+
+The door does not ask: a skip is a row. The worker does, once it knows its device, and so does a plan.
+"""
+
+from __future__ import annotations
+
+from bench.trial import LEARNED_POSITIONS, Trial
+
+
+def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None:
+    """Why this combination of valid values cannot exist on such a device, or None.
+
+    Args:
+        trial: the combination.
+        device_type: as torch names it: cpu, cuda, xpu, mps.
+        device_count: accelerators of that type on this machine; not looked at for cpu.
+
+    Returns:
+        One sentence for the row's `reason`, or None when the trial can run.
+    """
+    quantization, optimizer = trial.precision.quantization, trial.optimizer
+    learned = trial.model.family in LEARNED_POSITIONS and trial.model.pretrained is None
+    rules: list[tuple[bool, str]] = [
+        (
+            trial.method != "measure" and device_type not in ("cpu", "cuda"),
+            f"method={trial.method} knows what a step does on cpu and cuda, not on {device_type}",
+        ),
+        (
+            learned and trial.seq_len > trial.model.max_positions,
+            f"{trial.model.name} has {trial.model.max_positions} learned positions, fewer than "
+            f"seq_len={trial.seq_len}",
+        ),
+        (
+            quantization == "nf4" and not trial.lora.enabled,
+            "nf4 weights are frozen 4-bit values that no gradient can update; train adapters with lora=on",
+        ),
+        (
+            trial.fsdp.shards and quantization == "int8",
+            "fully_shard cannot shard bitsandbytes int8 weights: a sharded parameter loses its "
+            "quantisation state (CB, SCB)",
+        ),
+        (
+            trial.fsdp.shards and optimizer.eight_bit,
+            "bitsandbytes 8-bit optimizers update raw storage and do not know sharded parameters (DTensor)",
+        ),
+        (
+            trial.fsdp.shards and optimizer.name == "adafactor",
+            "torch's Adafactor takes norms in place, which sharded parameters (DTensor) do not allow",
+        ),
+        (
+            trial.offload.name == "params" and not trial.fsdp.shards,
+            "offload=params is FSDP's CPU offload: it needs fsdp=full_shard or shard_grad_op "
+            "(fsdp.world_size=1 is enough)",
+        ),
+        (
+            trial.checkpointing.name == "selective" and quantization == "int8",
+            "bitsandbytes keeps the inputs of int8 matmuls on its own autograd context, where "
+            "selective checkpointing cannot free them",
+        ),
+        (
+            optimizer.name == "adamw_8bit_paged" and device_type != "cuda",
+            f"paged optimizers use CUDA unified memory, which device={device_type} does not have",
+        ),
+        (
+            trial.method == "measure" and device_type != "cpu" and trial.world_size > device_count,
+            f"fsdp.world_size={trial.world_size} needs as many {device_type} devices, and this "
+            f"machine has {device_count}",
+        ),
+    ]
+    return next((reason for applies, reason in rules if applies), None)
