@@ -239,16 +239,13 @@ def _per_token(trial: Trial, target: str) -> int:
     # RMSNorm: its input in float32, and the normalised one where its own weight trains
     norm = 4 * h + (0 if trial.lora.enabled else r * h)
     wide = 4 if trial.precision.autocast and target != "cpu" else e  # CUDA's autocast runs pow in float32
-    if (
-        trial.precision.quantization == "nf4"
-    ):  # a 4-bit linear returns its input's dtype: what norms put out
+    if trial.precision.quantization == "nf4":  # a 4-bit linear returns its input's dtype, that of the norms
         e = wide = max(e, r)
     gelu = 4 * wide * i
     match trial.model.family:
         case "llama":  # gate, its SiLU, up; what goes into q k v, into gate and up, out of attention, down
-            return (
-                2 * norm + attention + 3 * e * i + _inputs(trial, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
-            )
+            kept = 2 * norm + attention + 3 * e * i
+            return kept + _inputs(trial, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
         case "opt":  # LayerNorm keeps its input; ReLU's output is fc2's input
             kept = 2 * r * h + attention + e * i
             return kept + _inputs(trial, (h, 3), (h, 1), (h, 1), (i, 1), own=2, shared=2)

@@ -15,8 +15,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import bitsandbytes as bnb
 import torch
 import torch.distributed as dist
+from bitsandbytes.backends import utils as bnb_utils
 from bitsandbytes.backends.cpu import ops as bnb_kernels
 from bitsandbytes.nn import modules as bnb_modules
 from torch import nn
@@ -152,6 +154,8 @@ def imagined(trial: Trial, target: str) -> Iterator[None]:
         enter(mock.patch.object(bnb_kernels, "lib", _Nothing()))
         enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))
         enter(mock.patch.object(bnb_modules, "fix_4bit_weight_quant_state_from_module", _give_quant_state))
+        for kept in (bnb.functional.name2qmap, bnb_utils._code_4bit_cache):  # no fake may outlive its mode
+            enter(mock.patch.dict(kept, clear=True))
         if target == "cuda":
             enter(as_cuda(trial))
         enter(FakeTensorMode(allow_non_fake_inputs=True))

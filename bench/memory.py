@@ -71,6 +71,7 @@ class Tracker:
         self._openable = run.imagined or run.target == "cpu"
         self._offloads_params = run.trial.offload.name == "params" and run.target != "cpu"
         self._pages_state = run.trial.optimizer.name.endswith("_paged") and run.target != "cpu"
+        self._counts_on_cpu = run.imagined and run.target != "cpu"  # where torch keeps AdamW's step counts
         self._phase = ""
         self._micro_step = 0
         self._regions: list[list[Storage]] = []
@@ -189,17 +190,10 @@ class Tracker:
                 self._timeline.initial[storage] = storage.bytes
             storage.category = category
             sharded = self._offloads_params and category in ("parameter", "gradient", "optimizer")
-            if (
-                category == "optimizer"
-                and not tensor.dim()
-                and self.run.imagined
-                and self.run.target != "cpu"
-            ):
-                storage.bytes = self._timeline.initial[storage] = (
-                    0  # step counts, which torch keeps on the CPU
-                )
             paged = self._pages_state and category == "optimizer" and tensor.numel() >= _SMALLEST_PAGED
             storage.on_host = sharded or paged
+            if self._counts_on_cpu and category == "optimizer" and not tensor.dim():
+                storage.bytes = self._timeline.initial[storage] = 0
 
     def _on_host(self, tensor: torch.Tensor) -> None:
         """What the run says of a tensor that it keeps on the host; a simulated one does not show it."""

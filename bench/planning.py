@@ -56,7 +56,7 @@ def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
         )
     for parts in itertools.product(*options):
         yield tuple(itertools.chain(*parts))
-    if {"fsdp", "offload", "optimizer", "precision", "lora"} & chosen or "checkpointing" in chosen:
+    if {"fsdp", "offload", "optimizer", "precision", "lora", "checkpointing"} & chosen:
         return
     for more in (
         ("optimizer=adamw_8bit",),

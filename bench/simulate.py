@@ -17,7 +17,7 @@ from bench import facts, roofline
 from bench.build import build
 from bench.imagined import imagined
 from bench.step import step
-from bench.timeline import Segment, at_depth, shallow_depths
+from bench.timeline import Segment, at_depth, onwards, shallow_depths
 from bench.trial import Trial
 
 _SETTLING_STEPS = 1  # the optimizer's state appears in it
@@ -74,7 +74,7 @@ def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
         return None
     work = roofline.at_depth(low.pop("work"), high.pop("work"), depth - less)
     low.pop("peak_reserved_bytes", None)
-    columns: dict[str, Any] = _onwards(low, high, depth - less) | {"work": work}
+    columns: dict[str, Any] = onwards(low, high, depth - less) | {"work": work}
     fraction = columns["trainable_param_count"] / columns["param_count"]
     columns["evidence"]["trainable_fraction"] = fraction  # the only number that is not linear in depth
     return columns | facts.held(segments)
@@ -82,12 +82,3 @@ def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
 
 def _with_layers(trial: Trial, layers: int) -> Trial:
     return replace(trial, model=replace(trial.model, layers=layers))
-
-
-def _onwards(low: Any, high: Any, steps: int) -> Any:
-    """Continues numbers, wherever they are, by `steps` times their difference."""
-    if isinstance(low, dict):
-        return {name: _onwards(low[name], high[name], steps) for name in low}
-    if isinstance(low, bool) or not isinstance(low, int | float):
-        return low
-    return low + steps * (high - low)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -153,6 +154,15 @@ def shallow_depths(peculiar: int) -> tuple[int, int]:
     return 2 * (peculiar + 1), 2 * (peculiar + 1) + 1
 
 
+def onwards(low: Any, high: Any, steps: int) -> Any:
+    """Continues numbers, wherever in dicts they are, by `steps` times their difference."""
+    if isinstance(low, dict):
+        return {name: onwards(low[name], high[name], steps) for name in low}
+    if isinstance(low, bool) or not isinstance(low, int | float):
+        return low
+    return low + steps * (high - low)
+
+
 def at_depth(
     shallow: list[Segment], deeper: list[Segment], depth: int, peculiar: int
 ) -> list[Segment] | None:
@@ -179,9 +189,9 @@ def at_depth(
         extended.append(
             Segment(
                 low.mark,
-                low.peak + steps * (high.peak - low.peak),
-                {n: v + steps * (high.at_peak[n] - v) for n, v in low.at_peak.items()},
-                {n: v + steps * (high.most[n] - v) for n, v in low.most.items()},
+                onwards(low.peak, high.peak, steps),
+                onwards(low.at_peak, high.at_peak, steps),
+                onwards(low.most, high.most, steps),
                 (),
             )
         )

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
+import torch
+from bitsandbytes.backends import utils as bnb_utils
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bench import simulate
+from bench.build import build
 from bench.rules import skip_reason
+from bench.step import step
 from tests.conftest import make_trial
 
 DEEP = (
@@ -121,3 +127,12 @@ def test_int8_on_cuda_multiplies_in_int8(lora: str) -> None:
 def test_other_devices_are_skipped_with_the_reason() -> None:
     reason = skip_reason(make_trial("method=simulate"), "mps", device_count=1)
     assert reason == "method=simulate knows what a step does on cpu and cuda, not on mps"
+
+
+def test_a_simulation_leaves_nothing_imagined_behind() -> None:
+    """bitsandbytes caches its code books: a fake one would crash the next real kernel of this process."""
+    simulated("precision=nf4", "lora=on", "optimizer=adamw_8bit")
+    kept = [*bnb.functional.name2qmap.values(), *bnb_utils._code_4bit_cache.values()]
+    assert not any(isinstance(tensor, FakeTensor) for tensor in kept)
+    run = build(make_trial("precision=nf4", "lora=on"), torch.device("cpu"))
+    assert step(run).isfinite()
