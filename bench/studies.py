@@ -1,0 +1,234 @@
+"""Rows to studies: one line for each trial, and beside each other those that differ in techniques alone.
+
+A study is one model, one shape of batch and one device, measured (or predicted) with several combinations of
+techniques; its baseline is the trial with the fewest of them. Everything that compares techniques (tables,
+figures, findings, notebooks) starts here. Pure: a DataFrame in, a DataFrame out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from bench.categories import CATEGORIES
+
+TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer")
+PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
+PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
+STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # better first
+BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
+
+# What of a row is looked at; reading these alone is much cheaper than reading every column.
+COLUMNS = (
+    *("trial_id", "sweep_id", "replicate", "started_at", "method", "formula", "status", "reason"),
+    *("model", *TECHNIQUES, "lora_rank", "world_size", "workload", "micro_batch_size", "seq_len"),
+    *("grad_accum_steps", "seed", "threads", "overrides", "definition", "param_count"),
+    *("trainable_param_count", "peak_allocated_bytes", "peak_reserved_bytes", "tracked_peak_bytes"),
+    *(*BYTES, "peak_phase", "peak_host_rss_bytes", "host_max_bytes", "oom_requested_bytes"),
+    *("step_seconds_median", "step_seconds_iqr", "step_outliers", "stop_reason", "mfu", "hfu"),
+    *(f"tokens_per_sec_per_device{end}" for end in ("", "_ci_low", "_ci_high")),
+    *("tokens_per_sec_global", "evidence", "device_throttled", "device_shared", "device_name"),
+    *("device_memory_bytes", "driver_version", "torch_version", "transformers_version", "peft_version"),
+    *("bitsandbytes_version", "accelerate_version", "python_version", "git_commit", "git_dirty"),
+)
+
+_NOT_THE_STUDY = ("timing", "device", "whole", *TECHNIQUES)
+
+
+def trials(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line for each trial on each device, replicates together, oldest first.
+
+    The peak is the replicates' largest, the rate their median, its interval spans theirs, and the status is
+    the worst. Further columns:
+
+    - `study`, `title`: which study the trial belongs to, and that study in words;
+    - `label`: the trial's techniques in words, unique within its study;
+    - `steps`: the techniques that tell it from its study's baseline, a dict from axis to words;
+    - `baseline`: whether it is the baseline;
+    - `facts`: its definition as a flat dict, `lora.rank` and the like.
+
+    Args:
+        rows: what `results.read` returns; of the columns, those in `COLUMNS` matter.
+    """
+    if rows.empty:
+        more = ("device", "study", "title", "label", "steps", "baseline", "facts", "replicates")
+        return pd.DataFrame(columns=[*rows.columns, *more])
+    known = rows.assign(device=_devices(rows), order=rows["status"].map(STATUSES.index))
+    merged = _without_replicates(known)
+    merged["facts"] = [_facts(row) for row in merged.to_dict("records")]
+    merged["study"] = [
+        _study(facts, row) for facts, row in zip(merged["facts"], _each(merged), strict=True)
+    ]
+    merged["title"] = _titles(merged)
+    merged["label"] = _labels(merged)
+    merged["baseline"] = merged.index.isin(_baselines(merged))
+    return merged.assign(steps=_steps(merged))
+
+
+def _each(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.to_dict("records")
+
+
+def _devices(rows: pd.DataFrame) -> pd.Series[str]:
+    """The device of each row; a skipped trial never saw one, and takes its sweep's."""
+    of_sweep = rows.groupby(["sweep_id", "method"])["device_name"].transform("first")
+    return rows["device_name"].fillna(of_sweep).fillna("no device")
+
+
+def _without_replicates(known: pd.DataFrame) -> pd.DataFrame:
+    rate = "tokens_per_sec_per_device"
+    how: dict[str, str] = dict.fromkeys(known.columns, "first")
+    how |= {
+        "peak_allocated_bytes": "max",
+        rate: "median",
+        f"{rate}_ci_low": "min",
+        f"{rate}_ci_high": "max",
+        "order": "max",
+        "replicate": "count",
+    }
+    keys = ["trial_id", "device"]
+    merged = known.groupby(keys, sort=False).agg({k: v for k, v in how.items() if k not in keys})
+    merged = merged.reset_index().rename(columns={"replicate": "replicates"})
+    return merged.assign(status=[STATUSES[int(order)] for order in merged["order"]])
+
+
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    """The definition, flat; rows that have none are described by their columns."""
+    if isinstance(row["definition"], str):
+        return dict(_flat(json.loads(row["definition"]), ""))
+    named = {f"{axis}.name": row[axis] for axis in (*TECHNIQUES, "model", "workload")}
+    rank = {} if pd.isna(row["lora_rank"]) else {"lora.rank": int(row["lora_rank"])}
+    sharded = {} if row["fsdp"] == "off" else {"fsdp.world_size": int(row["world_size"])}
+    shape = {key: row[key] for key in ("micro_batch_size", "seq_len", "grad_accum_steps", "method")}
+    return named | rank | sharded | shape
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def without(facts: dict[str, Any], *parts: str) -> str:
+    """The definition less some of its parts (`lora`, or `lora.rank`), as text that tells two apart."""
+    kept = [(k, v) for k, v in facts.items() if k not in parts and k.partition(".")[0] not in parts]
+    return json.dumps(sorted(kept), default=str)
+
+
+def _study(facts: dict[str, Any], row: dict[str, Any]) -> str:
+    return f"{row['device']} {without(facts, *_NOT_THE_STUDY)}"
+
+
+def _titles(merged: pd.DataFrame) -> list[str]:
+    """Each trial's study in words; what else tells studies of the same words apart follows in brackets."""
+    words = [_title(row) for row in _each(merged)]
+    studies: dict[str, dict[str, dict[str, Any]]] = {}
+    for title, study, facts in zip(words, merged["study"], merged["facts"], strict=True):
+        studies.setdefault(title, {}).setdefault(study, facts)
+    said = {
+        (title, study): apart(facts, list(alike.values()), ignored=_NOT_THE_STUDY)
+        for title, alike in studies.items()
+        for study, facts in alike.items()
+    }
+    return [
+        title + (f" ({said[title, study]})" if said[title, study] else "")
+        for title, study in zip(words, merged["study"], strict=True)
+    ]
+
+
+def _title(row: dict[str, Any]) -> str:
+    method = "" if row["method"] == "measure" else f"{row['method']}d: "
+    formula = "" if pd.isna(row["formula"]) else f", {str(row['formula']).replace('_', ' ')}"
+    accumulated = f" × {row['grad_accum_steps']} micro-steps" if row["grad_accum_steps"] > 1 else ""
+    shape = f"{row['micro_batch_size']} × {row['seq_len']} tokens{accumulated}"
+    return f"{method}{row['model']}, {row['workload']}, {shape}, {row['device']}{formula}"
+
+
+def apart(facts: dict[str, Any], alike: list[dict[str, Any]], *, ignored: tuple[str, ...] = ()) -> str:
+    """What tells `facts` from the others that are called alike, as overrides."""
+    if len(alike) < 2:
+        return ""
+    keys = sorted({key for one in alike for key in one if key.partition(".")[0] not in ignored})
+    differ = [key for key in keys if len({str(one.get(key)) for one in alike}) > 1]
+    return " ".join(f"{key}={facts[key]}" for key in differ if key in facts)
+
+
+def piece(axis: str, facts: dict[str, Any]) -> str:
+    """A trial's level on an axis in the field's words: `LoRA r16`, `FSDP full_shard ×2`; "" for none."""
+    level = str(facts[f"{axis}.name"])
+    if axis in ("precision", "optimizer"):
+        return level
+    if level == "off":
+        return ""
+    if axis == "lora":
+        return f"LoRA r{facts['lora.rank']}" if "lora.rank" in facts else "LoRA"
+    if axis == "checkpointing":
+        return "checkpointing" if level == "on" else f"{level} checkpointing"
+    if axis == "fsdp":
+        name = "DDP" if level == "no_shard" else f"FSDP {level}"
+        return f"{name} ×{facts.get('fsdp.world_size', 1)}"
+    return f"offload {level}"
+
+
+def _labels(merged: pd.DataFrame) -> list[str]:
+    labels = []
+    for facts in merged["facts"]:
+        pieces = [piece(axis, facts) for axis in TECHNIQUES]
+        if pieces[-1] == "adamw":
+            pieces[-1] = ""
+        labels.append(" + ".join(filter(None, pieces)))
+    same: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for study, label, facts in zip(merged["study"], labels, merged["facts"], strict=True):
+        same.setdefault((study, label), []).append(facts)
+    return [
+        f"{label} {apart(facts, same[study, label])}".strip()
+        for study, label, facts in zip(merged["study"], labels, merged["facts"], strict=True)
+    ]
+
+
+def _baselines(merged: pd.DataFrame) -> list[Any]:
+    """The index of each study's trial with the fewest techniques."""
+    optimizers = [*PLAIN_OPTIMIZERS, *sorted(set(merged["optimizer"]) - set(PLAIN_OPTIMIZERS))]
+    ranked = merged.assign(
+        many=sum((merged[axis] != level).astype(int) for axis, level in PLAIN.items())
+        + ~merged["optimizer"].isin(PLAIN_OPTIMIZERS),
+        nth=merged["optimizer"].map(optimizers.index),
+        impossible=merged["status"] == "skipped",
+    )
+    ranked = ranked.sort_values(["impossible", "many", "nth", "label"], kind="stable")
+    return list(ranked.groupby("study", sort=False).head(1).index)
+
+
+def _steps(merged: pd.DataFrame) -> list[dict[str, str]]:
+    chosen = merged[merged["baseline"]]
+    plain = dict(zip(chosen["study"], chosen["facts"], strict=True))
+    steps = []
+    for study, facts in zip(merged["study"], merged["facts"], strict=True):
+        pieces = {axis: (piece(axis, facts), piece(axis, plain[study])) for axis in TECHNIQUES}
+        steps.append({axis: now or f"no {was}" for axis, (now, was) in pieces.items() if now != was})
+    return steps
+
+
+def studies(of: pd.DataFrame) -> list[pd.DataFrame]:
+    """The trials of each study: measured before predicted, those with most trials first."""
+    groups = [group for _, group in of.groupby("study", sort=False)]
+    return sorted(groups, key=lambda group: (group["method"].iloc[0] != "measure", -len(group)))
+
+
+def baseline(study: pd.DataFrame) -> dict[str, Any]:
+    """The study's trial with the fewest techniques."""
+    return _each(study[study["baseline"]])[0]
+
+
+def reference(study: pd.DataFrame) -> dict[str, Any] | None:
+    """What changes are counted from: the baseline, or if it does not fit the ok trial nearest to it."""
+    fits = study[study["status"] == "ok"]
+    if fits.empty:
+        return None
+    many = fits["steps"].map(len)
+    return _each(fits[many == many.min()].sort_values("peak_allocated_bytes", ascending=False))[0]
