@@ -1,8 +1,10 @@
 """The door to the ledger of claims: `python bench/claims.py` simulates each and says what it finds.
 
 analysis/claims.yaml holds what the literature says each technique does to memory, with its source, and the
-trials that test it at the claim's own scale. The only key is results_dir=DIR; the table is also written to
-DIR/report/claims.md. Exit codes: 0, whatever the verdicts; 2 when the command line or the ledger is wrong.
+trials that test it at the claim's own scale; what it says about time is put to the rows of results_dir=DIR
+(the only key). The table is also written to DIR/report/claims.md, and what was simulated to
+DIR/claims.json, where bench/report.py finds it. Exit codes: 0, whatever the verdicts; 2 when the command
+line or the ledger is wrong.
 """
 
 import sys
@@ -19,19 +21,23 @@ def main(arguments: list[str]) -> int:
 
     try:
         words = read_words(arguments, {"results_dir": ROOT / "results"})
-        claims = ledger.read(ROOT / "analysis" / "claims.yaml")
+        claims = ledger.read(ledger.LEDGER)
+        imagined = {said: trial for claim in claims for said, trial in ledger.trials_of(claim).items()}
     except (WordError, ledger.LedgerError) as error:
         print(f"bench/claims.py: {error}", file=sys.stderr)
         return 2
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from bench import results, studies
     from bench.pool import Simulator
 
-    trials = {words: trial for claim in claims for words, trial in ledger.trials_of(claim).items()}
     with Simulator() as predict:
-        columns = dict(zip(trials, predict(list(trials.values())), strict=True))
-    findings = [ledger.tested(claim, columns) for claim in claims]
+        columns = dict(zip(imagined, predict(list(imagined.values())), strict=True))
+    values = {claim.claim: ledger.simulated(claim, columns) for claim in claims}
+    ledger.write_values(values, words["results_dir"] / "claims.json")
+    trials = studies.trials(results.read(words["results_dir"], columns=studies.COLUMNS))
+    findings = ledger.findings(claims, values, trials)
     text = ledger.markdown(findings)
     target = words["results_dir"] / "report" / "claims.md"
     target.parent.mkdir(parents=True, exist_ok=True)

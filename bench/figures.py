@@ -1,27 +1,19 @@
 """Tables to figures: each function takes a DataFrame and returns an Altair chart. Pure.
 
-One chart serves every place: the page embeds its specification and redraws it at the reader's width, with
-text and lines in the page's own colour, light or dark; files (SVG, PNG) get dark ink on white paper. Fills are
-from Okabe and Ito's palette (2008), told apart by colour-blind people and visible on either background; what
-matters is also said by position, shape or text.
+What matters is said by position, shape or text as well as by colour; `drawing.py` has the look they share.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import altair as alt
 import pandas as pd
-import vl_convert
 
+from bench.drawing import INK, Chart, colours, dressed, unit_of
 from bench.grading import PREDICTORS, Graded
 from bench.studies import BYTES
 from bench.tables import PEAK, RATE, curves, frontier
+from bench.units import percent
 
-INK = "currentColor"  # in a page: whatever the text around the figure has
-_OKABE_ITO = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#F0E442", "#999999", "#D55E00")
-_WIDTH = 680
 _BARS = 30  # more cannot be read in one picture
 _POINTS = 1500
 _CELLS = 14
@@ -36,11 +28,11 @@ _NAMES = dict(
 )
 
 
-def memory(study: pd.DataFrame) -> alt.LayerChart | None:
+def memory(study: pd.DataFrame) -> Chart | None:
     """Peak memory by category, one stacked bar for each trial, fewest techniques first.
 
-    The device's capacity is a line where it is in sight; a trial that ran out of memory is an empty bar up to
-    what it held, and says so. None if no trial has a peak. At most 30 trials: those with the fewest
+    The device's capacity is a line where it is in sight; a trial that ran out of memory is an empty bar up
+    to what it held, and says so. None if no trial has a peak. At most 30 trials: those with the fewest
     techniques, then those with the lowest peaks.
     """
     shown = study[study["status"].isin(["ok", "oom"])].assign(many=study["steps"].map(len))
@@ -49,18 +41,18 @@ def memory(study: pd.DataFrame) -> alt.LayerChart | None:
         return None
     shown = shown.sort_values(["many", PEAK]).head(_BARS)
     order = list(shown["label"])
-    unit, size = _unit(shown[PEAK].max())
+    unit, size = unit_of(shown[PEAK].max())
     parts = _parts(shown, size)
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, labelPadding=6))
     bars = (
         alt.Chart(parts)
         .mark_bar(stroke=INK, strokeWidth=0.4)
         .encode(
-            x=alt.X("size:Q", title=f"peak memory [{unit}]", stack="zero"),
+            x=alt.X("size:Q", title=f"peak memory [{unit}]", stack="zero", axis=alt.Axis(tickCount=10)),
             y=y,
             color=alt.Color(
                 "category:N",
-                scale=alt.Scale(domain=list(_NAMES.values()), range=list(_OKABE_ITO[:7])),
+                scale=alt.Scale(domain=list(_NAMES.values()), range=colours(0, 1, 2, 3, 4, 5, 6)),
                 legend=alt.Legend(title=None, orient="top", columns=4),
             ),
             order=alt.Order("nth:Q"),
@@ -82,7 +74,7 @@ def memory(study: pd.DataFrame) -> alt.LayerChart | None:
             .mark_rule(color=INK, strokeDash=[6, 3], strokeWidth=1.5)
             .encode(x="at:Q", tooltip="says:N")
         ]
-    return _dressed(alt.layer(*layers), height=max(60, 22 * len(order)))
+    return dressed(*layers, height=max(60, 22 * len(order)))
 
 
 def _parts(shown: pd.DataFrame, size: float) -> pd.DataFrame:
@@ -109,7 +101,7 @@ def _out_of_memory(full: pd.DataFrame, size: float, capacity: float, y: alt.Y) -
     return [outline.encode(x="reached:Q", y=y, tooltip=["label:N", "says:N"]), text.encode(y=y)]
 
 
-def trade_off(study: pd.DataFrame) -> alt.LayerChart | None:
+def trade_off(study: pd.DataFrame) -> Chart | None:
     """Throughput against peak memory, with intervals and the Pareto frontier as a line with its labels.
 
     None without two measured trials. Above 1500 trials, the frontier and an even sample of the others.
@@ -120,11 +112,16 @@ def trade_off(study: pd.DataFrame) -> alt.LayerChart | None:
     best = frontier(fits)
     if len(fits) > _POINTS:
         fits = pd.concat([best, fits.drop(best.index).sample(_POINTS - len(best), random_state=0)])
-    unit, size = _unit(fits[PEAK].max())
+    unit, size = unit_of(fits[PEAK].max())
     columns = ["label", "precision", "lora", RATE, f"{RATE}_ci_low", f"{RATE}_ci_high", "overrides"]
     points = fits[columns].assign(peak=fits[PEAK] / size)
     edge = best[["label", RATE]].assign(peak=best[PEAK] / size)
-    x = alt.X("peak:Q", title=f"peak memory [{unit}]", scale=alt.Scale(zero=False, padding=25))
+    x = alt.X(
+        "peak:Q",
+        title=f"peak memory [{unit}]",
+        scale=alt.Scale(zero=False, padding=25),
+        axis=alt.Axis(tickCount=10),
+    )
     y = alt.Y(f"{RATE}:Q", title="tokens/s per device", scale=alt.Scale(zero=False, padding=20))
     base = alt.Chart(points)
     intervals = base.mark_rule(color=INK, opacity=0.5).encode(
@@ -136,9 +133,7 @@ def trade_off(study: pd.DataFrame) -> alt.LayerChart | None:
         y=y,
         color=alt.Color(
             "precision:N",
-            scale=alt.Scale(
-                domain=levels, range=[_OKABE_ITO[n] for n in (0, 3, 2, 4, 1, 7, 5)][: len(levels)]
-            ),
+            scale=alt.Scale(domain=levels, range=colours(0, 3, 2, 4, 1, 7, 5)[: len(levels)]),
             legend=alt.Legend(orient="top", title="precision"),
         ),
         shape=alt.Shape(
@@ -157,10 +152,10 @@ def trade_off(study: pd.DataFrame) -> alt.LayerChart | None:
     line = alt.Chart(edge).mark_line(
         color=INK, strokeDash=[4, 3], strokeWidth=1.2, interpolate="step-after"
     )
-    return _dressed(alt.layer(line.encode(x=x, y=y), intervals, marks), height=380)
+    return dressed(line.encode(x=x, y=y), intervals, marks, height=380)
 
 
-def techniques_by_technique(cells: pd.DataFrame) -> alt.LayerChart | None:
+def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
     """How two techniques together change the peak (colour and number) and the speed (number below).
 
     Args:
@@ -177,10 +172,10 @@ def techniques_by_technique(cells: pd.DataFrame) -> alt.LayerChart | None:
     shown = cells[cells["first"].isin(order) & cells["second"].isin(order)]
     shown = shown.assign(
         peak=[
-            _percent(c) if s == "ok" else s
+            percent(c) if s == "ok" else s
             for c, s in zip(shown["peak_change"], shown["status"], strict=True)
         ],
-        rate=["" if pd.isna(c) else f"{_percent(c)} t/s" for c in shown["rate_change"]],
+        rate=["" if pd.isna(c) else f"{percent(c)} t/s" for c in shown["rate_change"]],
         dark=shown["peak_change"].abs() > 0.45,
     )
     base = alt.Chart(shown).encode(
@@ -204,15 +199,11 @@ def techniques_by_technique(cells: pd.DataFrame) -> alt.LayerChart | None:
     ink = alt.condition("!isValid(datum.peak_change)", alt.value(INK), alt.value("#111"))
     upper = base.mark_text(dy=-6, fontWeight="bold").encode(text="peak:N", color=ink)
     lower = base.mark_text(dy=8, fontSize=9).encode(text="rate:N", color=ink)
-    return _dressed(alt.layer(tiles, upper, lower), height=44 * len(order), width=max(240, 74 * len(order)))
+    return dressed(tiles, upper, lower, height=44 * len(order), width=max(240, 74 * len(order)))
 
 
-def _percent(change: float) -> str:
-    return "" if pd.isna(change) else f"{change * 100:+.0f} %".replace("-", "−")
-
-
-def cost_curve(trials: pd.DataFrame, axis: str, column: str) -> alt.LayerChart | None:
-    """A column over one axis, a line for each set of trials that differ in nothing else; None if there is none.
+def cost_curve(trials: pd.DataFrame, axis: str, column: str) -> Chart | None:
+    """A column over one axis, a line for each set of trials that differ in nothing else; None if none.
 
     Args:
         trials: what `studies.trials` returns.
@@ -224,7 +215,7 @@ def cost_curve(trials: pd.DataFrame, axis: str, column: str) -> alt.LayerChart |
     if lines.empty:
         return None
     lines = lines[lines["curve"].isin(list(dict.fromkeys(lines["curve"]))[:_LINES])]
-    unit, size = _unit(lines[column].max()) if column == PEAK else ("", 1.0)
+    unit, size = unit_of(lines[column].max()) if column == PEAK else ("", 1.0)
     title = f"peak memory [{unit}]" if column == PEAK else "tokens/s per device"
     table = pd.DataFrame({"value": lines["value"], "of": lines[column] / size, "trials": lines["curve"]})
     x = alt.X(
@@ -237,7 +228,7 @@ def cost_curve(trials: pd.DataFrame, axis: str, column: str) -> alt.LayerChart |
     base = alt.Chart(table).encode(
         x=x,
         y=alt.Y("of:Q", title=title),
-        color=alt.Color("trials:N", scale=alt.Scale(range=_colours(0, 3, 2, 4, 1, 7, 6)), legend=legend),
+        color=alt.Color("trials:N", scale=alt.Scale(range=colours(0, 3, 2, 4, 1, 7, 6)), legend=legend),
         tooltip=[
             "trials:N",
             alt.Tooltip("value:Q", title=axis),
@@ -247,15 +238,11 @@ def cost_curve(trials: pd.DataFrame, axis: str, column: str) -> alt.LayerChart |
     marks = base.mark_point(size=70, filled=True, opacity=1).encode(
         shape=alt.Shape("trials:N", legend=None)
     )
-    return _dressed(alt.layer(base.mark_line(), marks), height=260)
+    return dressed(base.mark_line(), marks, height=260)
 
 
-def _colours(*numbers: int) -> list[str]:
-    return [_OKABE_ITO[number] for number in numbers]
-
-
-def predicted_against_measured(all_graded: list[Graded]) -> alt.LayerChart | None:
-    """Predicted peaks over measured ones, on logarithmic axes with the line where both agree; None if none."""
+def predicted_against_measured(all_graded: list[Graded]) -> Chart | None:
+    """Predicted peaks over measured ones, logarithmic, with the line where both agree; None if none."""
     points = pd.DataFrame(
         [
             {
@@ -289,7 +276,7 @@ def predicted_against_measured(all_graded: list[Graded]) -> alt.LayerChart | Non
             y=alt.Y("predicted:Q", scale=scale, title="predicted peak [GiB]", axis=axis),
             color=alt.Color(
                 "predictor:N",
-                scale=alt.Scale(domain=names, range=[_OKABE_ITO[0], _OKABE_ITO[3], _OKABE_ITO[4]]),
+                scale=alt.Scale(domain=names, range=colours(0, 3, 4)),
                 legend=alt.Legend(orient="top", title=None),
             ),
             shape=alt.Shape(
@@ -298,13 +285,12 @@ def predicted_against_measured(all_graded: list[Graded]) -> alt.LayerChart | Non
             tooltip=["label:N", "predictor:N", alt.Tooltip("error:Q", format="+.2%")],
         )
     )
-    return _dressed(
-        alt.layer(diagonal.encode(x=alt.X("x:Q", scale=scale), y=alt.Y("y:Q", scale=scale)), marks),
-        height=340,
+    return dressed(
+        diagonal.encode(x=alt.X("x:Q", scale=scale), y=alt.Y("y:Q", scale=scale)), marks, height=340
     )
 
 
-def two_sets(found: pd.DataFrame) -> alt.LayerChart:
+def two_sets(found: pd.DataFrame) -> Chart:
     """Speed of the same trials in two sets, new over old, with a line where nothing changed.
 
     Args:
@@ -313,59 +299,9 @@ def two_sets(found: pd.DataFrame) -> alt.LayerChart:
     base = alt.Chart(found).encode(
         y=alt.Y("label:N", sort=list(found["label"]), title=None, axis=alt.Axis(labelLimit=300))
     )
-    bars = base.mark_bar(color=_OKABE_ITO[0]).encode(
+    bars = base.mark_bar(color=colours(0)[0]).encode(
         x=alt.X("speed_change:Q", title="change of tokens/s per device", axis=alt.Axis(format="+.0%")),
         tooltip=["label:N", alt.Tooltip("speed_change:Q", format="+.1%")],
     )
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(color=INK).encode(x="x:Q")
-    return _dressed(alt.layer(bars, zero), height=max(60, 22 * len(found)))
-
-
-def _unit(most: float | None) -> tuple[str, float]:
-    return ("GiB", 2**30) if most and most >= 0.1 * 2**30 else ("MiB", 2**20)
-
-
-def _dressed(chart: alt.LayerChart, *, height: float, width: float = _WIDTH) -> alt.LayerChart:
-    faint = 0.18
-    return (
-        chart.properties(width=width, height=height, background="transparent")
-        .configure(font="system-ui, sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=INK,
-            titleColor=INK,
-            domainColor=INK,
-            tickColor=INK,
-            gridColor=INK,
-            gridOpacity=faint,
-            labelFontSize=11,
-            titleFontSize=12,
-            titleFontWeight="normal",
-        )
-        .configure_legend(
-            labelColor=INK, titleColor=INK, labelFontSize=11, titleFontSize=11, symbolStrokeWidth=0.6
-        )
-        .configure_text(font="system-ui, sans-serif", fontSize=11)
-    )
-
-
-def spec(chart: alt.LayerChart) -> dict[str, Any]:
-    """The chart as a Vega-Lite specification."""
-    plain: dict[str, Any] = json.loads(chart.to_json(indent=None))
-    return plain
-
-
-def svg(specification: dict[str, Any]) -> str:
-    """The figure as SVG whose text and lines take the colour of the text around it."""
-    return str(vl_convert.vegalite_to_svg(specification))
-
-
-def on_paper(specification: dict[str, Any]) -> dict[str, Any]:
-    """The same with dark ink on white, for a file."""
-    text = json.dumps(specification).replace(f'"{INK}"', '"#222222"')
-    return json.loads(text) | {"background": "white", "padding": 12}  # type: ignore[no-any-return]
-
-
-def png(specification: dict[str, Any]) -> bytes:
-    """The figure as PNG at twice its size in pixels, dark on white."""
-    return bytes(vl_convert.vegalite_to_png(on_paper(specification), scale=2))
+    return dressed(bars, zero, height=max(60, 22 * len(found)))

@@ -228,15 +228,15 @@ def _axis_order(level: str) -> tuple[int, str]:
 
 def markdown(table: Grades) -> str:
     """The grades as a Markdown table, and what its columns are."""
-    header, rows = _lines(table)
+    header, rows = lines(table)
     said = "Per predictor: median error, worst error, and how many under-estimates are beyond 1 %.\n\n"
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return said + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    table_lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return said + "\n".join("| " + " | ".join(line) + " |" for line in table_lines) + "\n"
 
 
 def table(grades_by_level: Grades) -> Table:
     """The same for a terminal."""
-    header, rows = _lines(grades_by_level)
+    header, rows = lines(grades_by_level)
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in header:
         shown.add_column(name, justify="left" if name == header[0] else "right", no_wrap=True)
@@ -245,7 +245,8 @@ def table(grades_by_level: Grades) -> Table:
     return shown
 
 
-def _lines(table: Grades) -> tuple[list[str], list[list[str]]]:
+def lines(table: Grades) -> tuple[list[str], list[list[str]]]:
+    """The grades as a header and rows of text."""
     header = ["technique", "trials"]
     for name in PREDICTORS:
         header += [name.replace("_", " "), "worst", "under"]

@@ -1,4 +1,13 @@
-"""The door to the report: `python bench/report.py results_dir=DIR` writes DIR/report/summary.md."""
+"""The door to the report: `python bench/report.py results_dir=DIR` writes DIR/report/.
+
+  index.html          one page that opens from a disk: findings, tables, figures, claims, every row
+  summary.md          the same in short, for a pull request
+  figures/, tables/   each figure as SVG and PNG, each table as CSV
+Its words:
+  results_dir=DIR     default results
+  notebooks=false     also execute the notebooks of analysis/ on these rows, and keep them as HTML
+Exit codes: 0; 1 without any row, or when a notebook fails; 2 when the command line is wrong.
+"""
 
 import sys
 from pathlib import Path
@@ -7,28 +16,53 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the report and says where it is; 2 when the command line is wrong, 1 without any row."""
+    """Writes the report, says where it is and what it found, and returns the exit code."""
     from bench.machine import ROOT
     from bench.words import WordError, read_words
 
     try:
-        results_dir = read_words(arguments, {"results_dir": ROOT / "results"})["results_dir"]
+        words = read_words(arguments, {"results_dir": ROOT / "results", "notebooks": False})
     except WordError as error:
         print(f"bench/report.py: {error}", file=sys.stderr)
         return 2
-    from bench import results, summary
-
-    rows = results.records(results_dir)
-    if not rows:
-        print(
-            f"bench/report.py: no rows in {results_dir / 'trials'}; run bench/run.py first", file=sys.stderr
-        )
+    results_dir = words["results_dir"]
+    target = results_dir / "report"
+    try:
+        rows = _read(results_dir)
+        if rows.empty:
+            where = results_dir / "trials"
+            print(f"bench/report.py: no rows in {where}; run bench/run.py first", file=sys.stderr)
+            return 1
+        findings = _write(rows, results_dir, target)
+    except OSError as error:
+        print(f"bench/report.py: cannot write the report: {error}", file=sys.stderr)
         return 1
-    target = results_dir / "report" / "summary.md"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(summary.markdown(rows))
-    print(f"{len(rows)} rows: {target}")
-    return 0
+    failed = _render(results_dir, target) if words["notebooks"] else 0
+    print(f"\nReport     {target / 'index.html'}  ({len(rows)} rows)")
+    for number, finding in enumerate(findings, 1):
+        print(f"  {number}. {finding}")
+    return failed
+
+
+def _read(results_dir: Path):  # type: ignore[no-untyped-def]
+    from bench import results, studies
+
+    return results.read(results_dir, columns=studies.COLUMNS)
+
+
+def _write(rows, results_dir: Path, target: Path) -> list[str]:  # type: ignore[no-untyped-def]
+    from bench import ledger, publishing, reporting
+
+    claims = ledger.read(ledger.LEDGER)
+    report = reporting.build(rows, claims, ledger.read_values(results_dir / "claims.json"))
+    publishing.write(report, target)
+    return report.findings
+
+
+def _render(results_dir: Path, target: Path) -> int:
+    from bench import notebooks
+
+    return 0 if notebooks.render(results_dir, target) else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Rows to studies: one line for each trial, and beside each other those that differ in techniques alone.
 
-A study is one model, one shape of batch and one device, measured (or predicted) with several combinations of
-techniques; its baseline is the trial with the fewest of them. Everything that compares techniques (tables,
-figures, findings, notebooks) starts here. Pure: a DataFrame in, a DataFrame out.
+A study is one model, one shape of batch and one device, measured (or predicted) with several combinations
+of techniques; its baseline is the trial with the fewest of them. Everything that compares techniques
+(tables, figures, findings, notebooks) starts here. Pure: a DataFrame in, a DataFrame out.
 """
 
 from __future__ import annotations
@@ -58,18 +58,17 @@ def trials(rows: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=[*rows.columns, *more])
     known = rows.assign(device=_devices(rows), order=rows["status"].map(STATUSES.index))
     merged = _without_replicates(known)
-    merged["facts"] = [_facts(row) for row in merged.to_dict("records")]
-    merged["study"] = [
-        _study(facts, row) for facts, row in zip(merged["facts"], _each(merged), strict=True)
-    ]
+    merged["facts"] = pd.Series([_facts(row) for row in each(merged)], index=merged.index)
+    merged["study"] = [_study(facts, row) for facts, row in zip(merged["facts"], each(merged), strict=True)]
     merged["title"] = _titles(merged)
     merged["label"] = _labels(merged)
     merged["baseline"] = merged.index.isin(_baselines(merged))
-    return merged.assign(steps=_steps(merged))
+    return merged.assign(steps=pd.Series(_steps(merged), index=merged.index))
 
 
-def _each(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.to_dict("records")
+def each(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The lines of a table as plain dicts."""
+    return [{str(name): value for name, value in line.items()} for line in frame.to_dict("records")]
 
 
 def _devices(rows: pd.DataFrame) -> pd.Series[str]:
@@ -126,19 +125,14 @@ def _study(facts: dict[str, Any], row: dict[str, Any]) -> str:
 
 def _titles(merged: pd.DataFrame) -> list[str]:
     """Each trial's study in words; what else tells studies of the same words apart follows in brackets."""
-    words = [_title(row) for row in _each(merged)]
-    studies: dict[str, dict[str, dict[str, Any]]] = {}
-    for title, study, facts in zip(words, merged["study"], merged["facts"], strict=True):
-        studies.setdefault(title, {}).setdefault(study, facts)
-    said = {
-        (title, study): apart(facts, list(alike.values()), ignored=_NOT_THE_STUDY)
-        for title, alike in studies.items()
-        for study, facts in alike.items()
+    first = merged.drop_duplicates("study")
+    words = [_title(row) for row in each(first)]
+    said = tell_apart(words, list(first["facts"]), ignored=_NOT_THE_STUDY)
+    titles = {
+        study: f"{title} ({more})" if more else title
+        for study, title, more in zip(first["study"], words, said, strict=True)
     }
-    return [
-        title + (f" ({said[title, study]})" if said[title, study] else "")
-        for title, study in zip(words, merged["study"], strict=True)
-    ]
+    return [titles[study] for study in merged["study"]]
 
 
 def _title(row: dict[str, Any]) -> str:
@@ -149,13 +143,31 @@ def _title(row: dict[str, Any]) -> str:
     return f"{method}{row['model']}, {row['workload']}, {shape}, {row['device']}{formula}"
 
 
-def apart(facts: dict[str, Any], alike: list[dict[str, Any]], *, ignored: tuple[str, ...] = ()) -> str:
-    """What tells `facts` from the others that are called alike, as overrides."""
-    if len(alike) < 2:
-        return ""
-    keys = sorted({key for one in alike for key in one if key.partition(".")[0] not in ignored})
-    differ = [key for key in keys if len({str(one.get(key)) for one in alike}) > 1]
-    return " ".join(f"{key}={facts[key]}" for key in differ if key in facts)
+def tell_apart(
+    names: list[str], facts: list[dict[str, Any]], *, ignored: tuple[str, ...] = ()
+) -> list[str]:
+    """What tells each of these definitions from others of its name, as overrides; "" if nothing has to.
+
+    Args:
+        names: what each is called.
+        facts: the definitions, flat, in the same order.
+        ignored: parts of a definition that are not looked at.
+    """
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for name, of in zip(names, facts, strict=True):
+        alike.setdefault(name, []).append(of)
+    differ = {name: _differing(all_of, ignored) for name, all_of in alike.items()}
+    return [
+        " ".join(f"{key}={of[key]}" for key in differ[name] if key in of)
+        for name, of in zip(names, facts, strict=True)
+    ]
+
+
+def _differing(facts: list[dict[str, Any]], ignored: tuple[str, ...]) -> list[str]:
+    if len(facts) < 2:
+        return []
+    keys = sorted({key for one in facts for key in one if key.partition(".")[0] not in ignored})
+    return [key for key in keys if any(one.get(key) != facts[0].get(key) for one in facts)]
 
 
 def piece(axis: str, facts: dict[str, Any]) -> str:
@@ -182,13 +194,11 @@ def _labels(merged: pd.DataFrame) -> list[str]:
         if pieces[-1] == "adamw":
             pieces[-1] = ""
         labels.append(" + ".join(filter(None, pieces)))
-    same: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for study, label, facts in zip(merged["study"], labels, merged["facts"], strict=True):
-        same.setdefault((study, label), []).append(facts)
-    return [
-        f"{label} {apart(facts, same[study, label])}".strip()
-        for study, label, facts in zip(merged["study"], labels, merged["facts"], strict=True)
-    ]
+    said = tell_apart(
+        [f"{study} {label}" for study, label in zip(merged["study"], labels, strict=True)],
+        list(merged["facts"]),
+    )
+    return [f"{label} {more}".strip() for label, more in zip(labels, said, strict=True)]
 
 
 def _baselines(merged: pd.DataFrame) -> list[Any]:
@@ -222,7 +232,7 @@ def studies(of: pd.DataFrame) -> list[pd.DataFrame]:
 
 def baseline(study: pd.DataFrame) -> dict[str, Any]:
     """The study's trial with the fewest techniques."""
-    return _each(study[study["baseline"]])[0]
+    return each(study[study["baseline"]])[0]
 
 
 def reference(study: pd.DataFrame) -> dict[str, Any] | None:
@@ -231,4 +241,4 @@ def reference(study: pd.DataFrame) -> dict[str, Any] | None:
     if fits.empty:
         return None
     many = fits["steps"].map(len)
-    return _each(fits[many == many.min()].sort_values("peak_allocated_bytes", ascending=False))[0]
+    return each(fits[many == many.min()].sort_values("peak_allocated_bytes", ascending=False))[0]

@@ -1,48 +1,43 @@
-"""Rows to a Markdown summary: what was measured on what, then each sweep as a table. Pure."""
+"""A report as Markdown, for a pull request or a README: findings and tables, as far as they fit. Pure."""
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterable
 
-from bench.screen import Rows, cells, labels
+from bench.document import Report, Section, Table
 
-_HEADER = ("trial", "status", "peak GiB", "change", "tokens/s/device [95 %]", "change", "reason")
+_ROWS = 40  # of one table; the page and the CSV files have them all
 
 
-def markdown(rows: Rows) -> str:
-    """The summary of `rows`, oldest sweep first; changes are against each sweep's first ok row."""
-    parts = ["# Summary", "", *_what_and_where(rows)]
-    for _, sweep in groupby(rows, key=lambda row: row["sweep_id"]):
-        parts += ["", *_sweep(list(sweep))]
+def markdown(report: Report) -> str:
+    """The report's findings and sections; figures are left to the page."""
+    parts = ["# Summary", *(f"- {finding}" for finding in report.findings)]
+    for section in report.sections:
+        if section.text or section.tables:
+            parts += ["", *_section(section)]
     return "\n".join(parts) + "\n"
 
 
-def _what_and_where(rows: Rows) -> list[str]:
-    statuses = Counter(row["status"] for row in rows)
-    counted = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    lines = [f"{len(rows)} trials: {counted}."]
-    for device in sorted({row["device_name"] for row in rows if row["device_name"]}):
-        of_device = [row for row in rows if row["device_name"] == device]
-        versions = sorted({f"torch {row['torch_version']}" for row in of_device})
-        first, last = (of_device[index]["started_at"] for index in (0, -1))
-        lines += ["", f"- {device}; {', '.join(versions)}; {first:%Y-%m-%d} to {last:%Y-%m-%d} (UTC)"]
-    return lines
+def _section(section: Section) -> Iterable[str]:
+    yield f"{'#' * section.level} {section.title}"
+    for text in section.text:
+        yield ""
+        yield text
+    for table in section.tables:
+        yield ""
+        yield from _table(table)
 
 
-def _sweep(rows: Rows) -> list[str]:
-    first = next((row for row in rows if row["status"] == "ok"), None)
-    lines = [
-        f"## {rows[0]['started_at']:%Y-%m-%d %H:%M} UTC",
-        "",
-        _line(_HEADER),
-        _line(["---", "---", "---:", "---:", "---:", "---:", "---"]),
-    ]
-    for label, row in zip(labels(rows), rows, strict=True):
-        lines.append(_line([f"`{label}`", row["status"], *cells(row, first), row["reason"] or ""]))
-    return [*lines, "", f"Reproduce the last row: `{rows[-1]['overrides']}`"]
+def _table(table: Table) -> Iterable[str]:
+    yield _line(table.header)
+    yield _line("---:" if name in table.numbers else "---" for name in table.header)
+    code = {number for number, name in enumerate(table.header) if name in table.code}
+    for row in table.rows[:_ROWS]:
+        yield _line(f"`{cell}`" if number in code and cell else cell for number, cell in enumerate(row))
+    if len(table.rows) > _ROWS:
+        yield ""
+        yield f"({len(table.rows) - _ROWS} more rows in tables/{table.name}.csv)"
 
 
-def _line(values: Any) -> str:
-    return "| " + " | ".join(str(value).replace("|", "\\|") for value in values) + " |"
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.grading import Graded, graded
-from bench.studies import TECHNIQUES, apart, reference, without
+from bench.studies import TECHNIQUES, each, reference, tell_apart, without
 from bench.trial import from_definition
 
 PEAK, RATE = "peak_allocated_bytes", "tokens_per_sec_per_device"
@@ -73,14 +73,14 @@ def pairs(study: pd.DataFrame) -> pd.DataFrame:
     """Two techniques at a time, and one with itself for one alone: the cells of a heatmap.
 
     Returns:
-        `first`, `second`, `status`, `peak_change` and `rate_change`; each pair both ways round. Where several
-        trials have the same two techniques, the one with the lowest peak.
+        `first`, `second`, `status`, `peak_change` and `rate_change`; each pair both ways round. Where
+        several trials have the same two techniques, the one with the lowest peak.
     """
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     few = changed(study)
     few = few[few["steps"].map(len).between(1, 2)].sort_values(PEAK)
     columns = ("status", "peak_change", "rate_change", "label")
-    for row in few.to_dict("records"):
+    for row in each(few):
         names = list(row["steps"].values())
         for cell in {(names[0], names[-1]), (names[-1], names[0])}:
             cells.setdefault(cell, {name: row[name] for name in columns})
@@ -123,21 +123,14 @@ def curves(trials: pd.DataFrame, axis: str) -> pd.DataFrame:
 def _names(lines: pd.DataFrame, axis: str) -> dict[str, str]:
     """What each curve's trials share, in words that no other curve has."""
     first = lines.drop_duplicates("key")
-    names = {
-        key: _without_value(label, axis, value)
-        for key, label, value in zip(first["key"], first["label"], first["value"], strict=True)
-    }
-    facts = {
-        key: of | {"device": device}
-        for key, of, device in zip(first["key"], first["facts"], first["device"], strict=True)
-    }
-    alike: dict[str, list[dict[str, Any]]] = {}
-    for key, name in names.items():
-        alike.setdefault(name, []).append(facts[key])
-    ignored = (CURVES[axis], "timing", *TECHNIQUES)
+    names = [
+        _without_value(label, axis, value)
+        for label, value in zip(first["label"], first["value"], strict=True)
+    ]
+    facts = [of | {"device": device} for of, device in zip(first["facts"], first["device"], strict=True)]
+    said = tell_apart(names, facts, ignored=(CURVES[axis], "timing", *TECHNIQUES))
     return {
-        key: " ".join(filter(None, (name, apart(facts[key], alike[name], ignored=ignored))))
-        for key, name in names.items()
+        key: f"{name} {more}".strip() for key, name, more in zip(first["key"], names, said, strict=True)
     }
 
 
@@ -145,6 +138,26 @@ def _without_value(label: str, axis: str, value: int) -> str:
     if axis == "lora_rank":
         return label.replace(f"LoRA r{value}", "LoRA")
     return label.replace(f" ×{value}", "") if axis == "world_size" else label
+
+
+def ratios(trials: pd.DataFrame, axis: str, before: str, after: str, column: str) -> list[float]:
+    """Measured trials that differ in one axis alone: `column` at one level over `column` at the other.
+
+    Args:
+        trials: what `studies.trials` returns.
+        axis: a technique's axis.
+        before: the level below the line.
+        after: the level above it.
+        column: a number that both have.
+    """
+    fits = trials[(trials["status"] == "ok") & (trials["method"] == "measure") & (trials[column] > 0)]
+    # between two ways to shard, the ranks must be as many
+    ignored = ("fsdp.name",) if axis == "fsdp" and "off" not in (before, after) else (axis,)
+    values: dict[str, dict[str, float]] = {}
+    for row in each(fits[fits[axis].isin([before, after])]):
+        key = f"{row['device']} {without(row['facts'], *ignored, 'timing', 'device')}"
+        values.setdefault(key, {})[row[axis]] = row[column]
+    return [found[after] / found[before] for found in values.values() if len(found) == 2]
 
 
 def errors(trials: pd.DataFrame) -> list[Graded]:
@@ -155,12 +168,12 @@ def errors(trials: pd.DataFrame) -> list[Graded]:
     ]
     fits = trials.assign(key=keys)[(trials["status"] == "ok") & trials[PEAK].notna()]
     predicted: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in fits[fits["method"] != "measure"].to_dict("records"):
+    for row in each(fits[fits["method"] != "measure"]):
         predictor = row["formula"] if row["method"] == "estimate" else row["method"]
         predicted.setdefault(row["key"], {})[predictor] = row
     return [
         graded(row["label"], from_definition(json.loads(row["definition"])), row, predicted[row["key"]])
-        for row in fits[fits["method"] == "measure"].to_dict("records")
+        for row in each(fits[fits["method"] == "measure"])
         if row["key"] in predicted and isinstance(row["definition"], str)
     ]
 
@@ -171,7 +184,7 @@ def _kind(device: str) -> str:
 
 
 def rows_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """Every trial on one line, in units to read: what the report's last table shows, and trials.csv holds."""
+    """Every trial on one line, in units to read: the report's last table, and trials.csv."""
     gib = {
         f"{name} GiB": trials[f"{name}_bytes"] / 2**30 for name in ("parameter", "gradient", "optimizer")
     }

@@ -8,9 +8,8 @@ import pytest
 
 from bench import ledger
 from bench.ledger import Claim, Finding, LedgerError
-from bench.machine import ROOT
 
-CLAIMS = ledger.read(ROOT / "analysis" / "claims.yaml")
+CLAIMS = ledger.read(ledger.LEDGER)
 
 
 def test_every_claim_has_a_source_and_trials_or_a_reason() -> None:
@@ -22,19 +21,21 @@ def test_every_claim_has_a_source_and_trials_or_a_reason() -> None:
 
 def test_verdicts_follow_from_the_numbers() -> None:
     claim = Claim("half", "a paper", before="a", after="b", of=("x", "y"), between=(0.4, 0.6))
-    found = ledger.tested(claim, {"a": {"x": 6, "y": 4}, "b": {"x": 3, "y": 2}})
+    value = ledger.simulated(claim, {"a": {"x": 6, "y": 4}, "b": {"x": 3, "y": 2}})
+    found = Finding(claim, value)
     assert (found.value, found.verdict) == (0.5, "confirmed")
-    assert ledger.tested(claim, {"a": {"x": 6, "y": 4}, "b": {"x": 3, "y": 4}}).verdict == "contradicted"
-    assert Finding(Claim("none", "a paper", untestable="because"), None).verdict == "not testable"
+    worse = ledger.simulated(claim, {"a": {"x": 6, "y": 4}, "b": {"x": 3, "y": 4}})
+    assert Finding(claim, worse).verdict == "contradicted"
+    assert Finding(Claim("none", "a paper", untestable="because")).verdict == "not testable"
     table = ledger.markdown([found])
-    assert "| half | 0.4 to 0.6 | 0.5 | confirmed | a paper |" in table
+    assert "| half | 0.4 to 0.6 | 0.5 |  | confirmed |  | a paper |" in table
     assert ledger.summary([found]).startswith("1 claims: 1 confirmed.")
 
 
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("{claim: c, source: s}", "needs either"),
+        ("{claim: c, source: s}", "needs `after` or `pairs`"),
         ("{claim: c, source: s, after: model=nope, between: [0, 1]}", "nope"),
         ("{claim: c, source: s, after: precision=nf4, between: [0, 1]}", "frozen 4-bit values"),
         ("{claim: c, sauce: s}", "claim 1"),
@@ -44,4 +45,5 @@ def test_a_claim_that_cannot_be_tested_is_told(tmp_path: Path, entry: str, said:
     path = tmp_path / "claims.yaml"
     path.write_text(f"- {entry}\n")
     with pytest.raises(LedgerError, match=said):
-        ledger.read(path)
+        for claim in ledger.read(path):
+            ledger.trials_of(claim)

@@ -1,0 +1,39 @@
+"""A report to files: the page, the summary, figures as SVG and PNG, tables as CSV."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+from bench import drawing, page, summary
+from bench.document import Report
+
+
+def write(report: Report, target: Path) -> None:
+    """Writes the report into a folder; figures and tables of an earlier one are replaced.
+
+    Args:
+        report: what to write.
+        target: the folder; it is made.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    for name in ("figures", "tables"):
+        folder = target / name
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    drawn = {}
+    for figure in report.figures():
+        drawn[figure.name] = drawing.svg(figure.specification)
+        paper = drawing.on_paper(drawn[figure.name])
+        (target / "figures" / f"{figure.name}.svg").write_text(paper)
+        (target / "figures" / f"{figure.name}.png").write_bytes(drawing.png(paper))
+    for table in report.tables():
+        with (target / "tables" / f"{table.name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([table.header, *table.rows])
+    report.rows.to_csv(target / "tables" / "trials.csv", index=False)
+    (target / "summary.md").write_text(summary.markdown(report))
+    (target / "index.html").write_text(page.html(report, drawn))
