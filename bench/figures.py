@@ -242,15 +242,15 @@ def cost_curve(trials: pd.DataFrame, axis: str, column: str) -> Chart | None:
 
 
 def predicted_against_measured(all_graded: list[Graded]) -> Chart | None:
-    """Predicted peaks over measured ones, logarithmic, with the line where both agree; None if none."""
+    """Predicted over measured peaks by measured peak, logarithmic, with a line at one; None if none."""
     points = pd.DataFrame(
         [
             {
                 "label": one.label,
                 "measured": one.measured_bytes / 2**30,
                 "error": error,
+                "ratio": 1 + error,
                 "predictor": name.replace("_", " "),
-                "predicted": one.measured_bytes / 2**30 * (1 + error),
             }
             for one in all_graded
             for name, error in one.errors.items()
@@ -258,36 +258,40 @@ def predicted_against_measured(all_graded: list[Graded]) -> Chart | None:
     )
     if points.empty:
         return None
-    ends = [
-        min(points["measured"].min(), points["predicted"].min()) * 0.8,
-        max(points["measured"].max(), points["predicted"].max()) * 1.25,
-    ]
-    scale = alt.Scale(type="log", domain=ends, nice=False)
     names = [name.replace("_", " ") for name in PREDICTORS]
-    diagonal = alt.Chart(pd.DataFrame({"x": ends, "y": ends})).mark_line(
-        color=INK, opacity=0.6, strokeWidth=1
+    size = alt.X(
+        "measured:Q",
+        title="measured peak [GiB]",
+        scale=alt.Scale(type="log", padding=20, nice=False),
+        axis=alt.Axis(tickCount=5, format="~g", grid=False),
     )
-    axis = alt.Axis(tickCount=6, format="~g")
+    ratio = alt.Y(
+        "ratio:Q",
+        title="predicted over measured",
+        scale=alt.Scale(type="log", padding=20, nice=False),
+        axis=alt.Axis(values=[0.05, 0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10], format="~g"),
+    )
     marks = (
         alt.Chart(points)
         .mark_point(size=70, filled=True, opacity=0.85)
         .encode(
-            x=alt.X("measured:Q", scale=scale, title="measured peak [GiB]", axis=axis),
-            y=alt.Y("predicted:Q", scale=scale, title="predicted peak [GiB]", axis=axis),
+            x=size,
+            y=ratio,
             color=alt.Color(
                 "predictor:N",
                 scale=alt.Scale(domain=names, range=colours(0, 3, 4)),
                 legend=alt.Legend(orient="top", title=None),
             ),
             shape=alt.Shape(
-                "predictor:N", scale=alt.Scale(domain=names), legend=alt.Legend(orient="top", title=None)
+                "predictor:N",
+                scale=alt.Scale(domain=names),
+                legend=alt.Legend(orient="top", title=None),
             ),
             tooltip=["label:N", "predictor:N", alt.Tooltip("error:Q", format="+.2%")],
         )
     )
-    return dressed(
-        diagonal.encode(x=alt.X("x:Q", scale=scale), y=alt.Y("y:Q", scale=scale)), marks, height=340
-    )
+    agree = alt.Chart(pd.DataFrame({"ratio": [1.0]})).mark_rule(color=INK, strokeWidth=1.2)
+    return dressed(agree.encode(y="ratio:Q"), marks, height=300)
 
 
 def two_sets(found: pd.DataFrame) -> Chart:

@@ -11,7 +11,7 @@ import pandas as pd
 from bench import drawing, figures, findings, grading, ledger, studies, tables
 from bench.document import Figure, Report, Section, Table
 from bench.tables import PEAK, RATE
-from bench.units import percent, size
+from bench.units import count, percent, size
 
 _STUDIES = 3  # shown in full; a page of a hundred is no page
 _SHOWN_ERRORS = 10
@@ -29,10 +29,11 @@ def build(rows: pd.DataFrame, claims: Iterable[ledger.Claim], simulated: dict[st
     every = studies.studies(trials)
     errors = tables.errors(trials)
     sections: list[Section | None] = [_what_and_where(rows, trials)]
-    for number, study in enumerate(every[:_STUDIES], 1):
+    shown = [study for study in every if len(study) > 1][:_STUDIES] or every[:1]
+    for number, study in enumerate(shown, 1):
         sections += _study(study, number)
     sections += [
-        _more(every[_STUDIES:]),
+        _more(len(trials) - sum(map(len, shown))),
         _curves(trials),
         _predictions(errors),
         _claims(ledger.findings(claims, simulated, trials)),
@@ -66,7 +67,7 @@ def _what_and_where(rows: pd.DataFrame, trials: pd.DataFrame) -> Section:
     header = ["device", "memory", "driver", "versions", "measured on (UTC)", "trials", "statuses", "commit"]
     replicated = f", {len(rows)} rows with replicates" * (len(rows) > len(trials))
     text = (
-        f"{len(trials)} trials{replicated}: {_counted(trials['status'])}.",
+        f"{count(len(trials), 'trial')}{replicated}: {_counted(trials['status'])}.",
         "ok: measured or predicted. oom: ran out of memory, which is a result. skipped: cannot exist, for "
         "the reason in the last table. Peaks are the allocator's own, of the largest rank, in a steady "
         "step; tokens per second are per device, the median with its 95 % interval.",
@@ -92,7 +93,7 @@ def _study(study: pd.DataFrame, number: int) -> list[Section]:
     title = str(study["title"].iloc[0])
     anchor = f"study-{number}"
     first = studies.reference(study)
-    text = [f"{len(study)} trials that differ in techniques alone: {_counted(study['status'])}."]
+    text = [f"{count(len(study), 'trial')} that differ in techniques alone: {_counted(study['status'])}."]
     if first is not None and not first["baseline"]:
         text.append(f"The plain one does not run; changes are against {first['label']}.")
     headline = [_rungs(study, number), _alone(study, number)]
@@ -176,10 +177,10 @@ def _figures(study: pd.DataFrame, number: int) -> Iterator[Section]:
             yield Section(f"{anchor}-{name}", title, figures=(figure,), level=3)
 
 
-def _more(others: list[pd.DataFrame]) -> Section | None:
+def _more(others: int) -> Section | None:
     if not others:
         return None
-    text = f"{len(others)} more studies, of {sum(map(len, others))} trials, are in the last table only."
+    text = f"In the last table only: {count(others, 'trial')} of other models, shapes or methods."
     return Section("more", "More studies", (text,))
 
 
@@ -205,7 +206,7 @@ def _predictions(errors: list[grading.Graded]) -> Section:
     header, rows = grading.lines(grading.grades(errors))
     chart = figures.predicted_against_measured(errors)
     assert chart is not None
-    caption = "Predicted against measured peaks; on the line both agree, below it a run could die."
+    caption = "Predicted over measured peak; on the line both agree, below it a run could die."
     worst = sorted(errors, key=lambda one: -max(map(abs, one.errors.values())))[:_SHOWN_ERRORS]
     cases = [
         [
@@ -219,7 +220,7 @@ def _predictions(errors: list[grading.Graded]) -> Section:
     return Section(
         "predictions",
         "Prediction against measurement",
-        (f"{len(errors)} measured trials; median error, worst error, and under-estimates beyond 1 %.",),
+        (f"{count(len(errors), 'measured trial')}: median and worst error, under-estimates beyond 1 %.",),
         (
             Table("errors", header, rows, numbers=tuple(header[1:])),
             Table("worst-errors", ["trial", "measured", *names], cases, numbers=("measured", *names)),

@@ -188,12 +188,15 @@ def piece(axis: str, facts: dict[str, Any]) -> str:
 
 
 def _labels(merged: pd.DataFrame) -> list[str]:
-    labels = []
-    for facts in merged["facts"]:
-        pieces = [piece(axis, facts) for axis in TECHNIQUES]
-        if pieces[-1] == "adamw":
-            pieces[-1] = ""
-        labels.append(" + ".join(filter(None, pieces)))
+    plain = merged["optimizer"].isin(PLAIN_OPTIMIZERS)
+    alike = merged.groupby("study")["optimizer"].transform("nunique") == 1
+    unsaid = plain & (alike | (merged["optimizer"] == "adamw"))  # what nobody varied, or the default
+    labels = [
+        " + ".join(
+            filter(None, (piece(axis, facts) for axis in TECHNIQUES if axis != "optimizer" or not quiet))
+        )
+        for facts, quiet in zip(merged["facts"], unsaid, strict=True)
+    ]
     said = tell_apart(
         [f"{study} {label}" for study, label in zip(merged["study"], labels, strict=True)],
         list(merged["facts"]),

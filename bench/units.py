@@ -17,3 +17,8 @@ def percent(change: float, digits: int = 0) -> str:
         return ""
     rounded = round(change * 100, digits) + 0.0  # no negative zero
     return f"{rounded:+.{digits}f} %".replace("-", "−") if rounded else f"{rounded:.{digits}f} %"
+
+
+def count(number: int, thing: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
