@@ -2,11 +2,22 @@
 # bash run_all.sh        make the environment, run a sweep sized for this machine, write the report
 # bash run_all.sh test   make the environment, check style and types, run the tests
 #
+# The steps of .github/workflows/nightly-gpu.yml, in its order; all they make is in results/nightly:
+# bash run_all.sh setup        make the environment
+# bash run_all.sh reference    run the sweep, each trial five times, interleaved
+# bash run_all.sh report       write its report
+# bash run_all.sh compare      compare it with the baseline accepted for this device; 1 if something got worse
+# bash run_all.sh benchmarks   time the harness itself, and compare with the last time; 1 if it got slower
+# bash run_all.sh summary      print the comparison and the report, or append them to $GITHUB_STEP_SUMMARY
+#
 # VENV=DIR puts the environment elsewhere than .venv; PYTHON=python3.12 makes it with that Python.
+# SWEEP="WORDS OF bench/run.py" is run in place of the sweep sized for this machine; with NEEDS_GPU=true
+# `reference` fails where there is no GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
+nightly=results/nightly
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -35,13 +46,18 @@ gpu_gib() {
         awk 'NR == 1 { printf "%d", $1 / 1024 }' || true
 }
 
-run_sweep() {
-    local gib; gib=$(gpu_gib); gib=${gib:-0}
-    local run=("$venv/bin/python" bench/run.py -m)
-    if [ "$gib" -eq 0 ]; then
-        say "No NVIDIA GPU found: a sweep of small models on the CPU (about two minutes)"
-        "${run[@]}" precision=fp32,bf16,int8,nf4 lora=off,on checkpointing=off,on
-        "${run[@]}" fsdp=full_shard,shard_grad_op,no_shard fsdp.world_size=2 offload=off,params
+run_sweep() { # words for all of it
+    local gib words status=0; gib=$(gpu_gib); gib=${gib:-0}
+    local run=("$venv/bin/python" bench/run.py -m "$@")
+    if [ -n "${SWEEP:-}" ]; then
+        say "The sweep that was asked for: $SWEEP"
+        read -ra words <<< "$SWEEP"
+        "${run[@]}" "${words[@]}"
+    elif [ "$gib" -eq 0 ]; then
+        say "No NVIDIA GPU found: a sweep of small models on the CPU (about two minutes for each replicate)"
+        "${run[@]}" precision=fp32,bf16,int8,nf4 lora=off,on checkpointing=off,on || status=$?
+        "${run[@]}" fsdp=full_shard,shard_grad_op,no_shard fsdp.world_size=2 offload=off,params || status=$?
+        return "$status"
     else
         local model=llama-160m
         [ "$gib" -ge 20 ] && model=llama-1b
@@ -50,6 +66,21 @@ run_sweep() {
         "${run[@]}" model=$model seq_len=1024 micro_batch_size=1 optimizer=adamw_fused \
             precision=fp32,fp16,bf16,bf16_pure,int8,nf4 lora=off,on checkpointing=off,on
     fi
+}
+
+run_benchmarks() { # arguments of pytest
+    local storage="$nightly/benchmarks" last compare=()
+    mkdir -p "$storage"
+    last=$(find "$storage" -name '[0-9]*.json' | sort | tail -n 1)
+    if [ -n "$last" ]; then
+        # Wall clocks vary from night to night; CONTRIBUTING.md says by how much.
+        compare=(--benchmark-compare="$last" --benchmark-compare-fail=median:25%)
+    else
+        say "No earlier run in $storage: nothing to compare with"
+    fi
+    "$venv/bin/python" -m pytest tests/benchmarks --benchmark-enable --benchmark-only \
+        --benchmark-storage="$storage" --benchmark-autosave --benchmark-json="$nightly/benchmarks.json" \
+        "${compare[@]}" "$@"
 }
 
 case "${1:-all}" in
@@ -70,8 +101,33 @@ case "${1:-all}" in
         say "Tests"
         "$venv/bin/python" -m pytest "${@:2}"
         ;;
+    setup) make_environment ;;
+    reference)
+        if [ -n "${NEEDS_GPU:-}" ] && [ -z "$(gpu_gib)" ]; then
+            echo "run_all.sh: NEEDS_GPU is set, and nvidia-smi finds no GPU" >&2
+            exit 1
+        fi
+        if [ -e "$nightly/trials" ]; then
+            echo "run_all.sh: $nightly/trials is there already, and its rows would count as new: move it" >&2
+            exit 1
+        fi
+        run_sweep replicates=5 results_dir="$nightly"
+        ;;
+    report) "$venv/bin/python" bench/report.py results_dir="$nightly" ;;
+    compare)
+        "$venv/bin/python" bench/compare.py baseline_ref=auto candidate="$nightly" \
+            markdown="$nightly/comparison.md"
+        ;;
+    benchmarks) run_benchmarks "${@:2}" ;;
+    summary)
+        for page in "$nightly/comparison.md" "$nightly/report/summary.md"; do
+            cat "$page" 2>/dev/null || echo "There is no $page: see the steps before this one."
+            echo
+        done >> "${GITHUB_STEP_SUMMARY:-/dev/stdout}"
+        ;;
     *)
-        echo "usage: bash run_all.sh [test [pytest arguments]]" >&2
+        echo "usage: bash run_all.sh [test [pytest arguments] | setup | reference | report | compare |" \
+            "benchmarks [pytest arguments] | summary]" >&2
         exit 2
         ;;
 esac

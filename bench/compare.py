@@ -2,15 +2,17 @@
 
 Its words:
   baseline=PATH       a results folder, or a glob of parquet files
-  baseline_ref=NAME   instead: results/reference/NAME, a set stored in the repository
+  baseline_ref=NAME   instead: results/reference/NAME, a set accepted into the repository; or auto for the
+                      candidate's device, which may have none yet
   candidate=PATH      likewise; default results
   slower=0.03         share of the throughput that may be lost
   p=0.01              the chance of seeing such a loss by accident, at most
   memory_bytes=0      bytes that the peak may grow by
   any_device=false    compare rows of different devices too
   markdown=FILE       write the table there as well
-Exit codes: 0 when nothing got worse, or nothing can be compared (it says which); 1 on a regression; 2 when
-the command line is wrong or the devices differ.
+Options are words too: --baseline-ref NAME, --baseline-ref=NAME. Exit codes: 0 when nothing got worse, or
+nothing can be compared (it says which); 1 on a regression; 2 when the command line is wrong or the devices
+differ.
 """
 
 import sys
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """Compares, prints, and returns the exit code."""
     from bench import comparing
     from bench.machine import ROOT
-    from bench.words import WordError, read_words
+    from bench.words import WordError, plain, read_words
 
     defaults: dict[str, Any] = {
         "baseline": "",
@@ -37,22 +39,67 @@ def main(arguments: list[str]) -> int:
         "markdown": "",
     }
     try:
-        words = read_words(
-            [word.removeprefix("--").replace("-ref=", "_ref=") for word in arguments], defaults
-        )
-        if bool(words["baseline"]) == bool(words["baseline_ref"]):
-            raise WordError("say either baseline=PATH or baseline_ref=NAME")
-        baseline = words["baseline"] or str(ROOT / "results" / "reference" / words["baseline_ref"])
-        before, after = _rows(baseline), _rows(words["candidate"])
-        thresholds = comparing.Thresholds(words["memory_bytes"], words["slower"], words["p"])
-        found = comparing.compare(before, after, thresholds, any_device=words["any_device"])
+        words = read_words(plain(arguments), defaults)
+        return _compare(words)
     except (WordError, comparing.OtherDevice) as error:
         hint = " (any_device=true compares them all the same)" * isinstance(error, comparing.OtherDevice)
         print(f"bench/compare.py: {error}{hint}", file=sys.stderr)
         return 2
-    if words["markdown"]:
-        Path(words["markdown"]).write_text(comparing.markdown(found))
-    return _show(found, len(before), len(after))
+
+
+def _compare(words: dict[str, Any]) -> int:
+    from bench import comparing
+    from bench.words import WordError
+
+    if bool(words["baseline"]) == bool(words["baseline_ref"]):
+        raise WordError("say either baseline=PATH or baseline_ref=NAME")
+    after = _rows(words["candidate"])
+    baseline = words["baseline"] or _accepted(words["baseline_ref"], after, words["candidate"])
+    if words["baseline_ref"] == "auto" and not any(Path(baseline).glob("*.parquet")):
+        advice = _how_to_accept(baseline, words["candidate"])
+        _write(words["markdown"], advice)
+        print(advice)
+        return 0
+    before = _rows(baseline)
+    thresholds = comparing.Thresholds(words["memory_bytes"], words["slower"], words["p"])
+    found = comparing.compare(before, after, thresholds, any_device=words["any_device"])
+    said = comparing.verdict(found, before, after)
+    _write(words["markdown"], "\n\n".join([comparing.markdown(found).rstrip(), *said]))
+    _show(found, said)
+    return 1 if any(one.regressions for one in found) else 0
+
+
+def _accepted(name: str, after: list[dict[str, Any]], candidate: str) -> str:
+    """The folder of a set in the repository; with auto it need not be there."""
+    from bench import reference
+    from bench.words import WordError
+
+    if name != "auto":
+        if name not in reference.names():
+            there = ", ".join(reference.names()) or "none yet"
+            raise WordError(f"baseline_ref={name}: no such set; there are: {there}; or auto, by device")
+        return str(reference.FOLDER / name)
+    try:
+        return str(reference.FOLDER / reference.name_of(reference.device_of(after)))
+    except ValueError as error:
+        raise WordError(f"baseline_ref=auto: the rows of {candidate} were {error}") from None
+
+
+def _how_to_accept(folder: str, candidate: str) -> str:
+    from bench.machine import ROOT
+
+    place = Path(folder).relative_to(ROOT)
+    return (
+        f"No baseline has been accepted for this device yet: there is no {place}.\n"
+        f"To accept these rows as one, have them reviewed in a pull request:\n\n"
+        f"    mkdir -p {place} && cp {candidate}/trials/*.parquet {place}/\n"
+    )
+
+
+def _write(markdown: str, text: str) -> None:
+    if markdown:
+        Path(markdown).parent.mkdir(parents=True, exist_ok=True)
+        Path(markdown).write_text(f"# Comparison with the baseline\n\n{text.rstrip()}\n")
 
 
 def _rows(place: str) -> list[dict[str, Any]]:
@@ -69,7 +116,7 @@ def _rows(place: str) -> list[dict[str, Any]]:
     return results.records_of(files)
 
 
-def _show(found: list[Any], before: int, after: int) -> int:
+def _show(found: list[Any], said: list[str]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -78,27 +125,16 @@ def _show(found: list[Any], before: int, after: int) -> int:
 
     console = Console()
     console = console if console.is_terminal else Console(width=180)
-    if not found:
-        console.print(f"Nothing to compare: no trial is in both sets ({before} rows, {after} rows).")
-        return 0
-    header, rows = comparing.lines(found)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for one, row in zip(found, rows, strict=True):
-        table.add_row(*map(escape, row), style="red" if one.regressions else "")
-    console.print(table, highlight=False)
-    worse = [one for one in found if one.regressions]
-    alone = sum(one.p is None for one in found)
-    if alone:
-        console.print(f"\nSpeed is not judged for {alone} trials without replicates (replicates=5).")
-    if worse:
-        console.print(
-            f"\n{len(worse)} of {len(found)} trials got worse; the worst: {escape(worse[0].label)}"
-        )
-        return 1
-    console.print(f"\nNone of {len(found)} trials got worse.")
-    return 0
+    if found:
+        header, rows = comparing.lines(found)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for one, row in zip(found, rows, strict=True):
+            table.add_row(*map(escape, row), style="red" if one.regressions else "")
+        console.print(table, highlight=False)
+    for sentence in said:
+        console.print(f"\n{escape(sentence)}")
 
 
 if __name__ == "__main__":

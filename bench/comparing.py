@@ -193,7 +193,28 @@ def lines(found: list[Comparison]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(found: list[Comparison]) -> str:
-    """The same as a Markdown table, for a pull request."""
+    """The same as a Markdown table, for a pull request; nothing if nothing was compared."""
+    if not found:
+        return ""
     header, rows = lines(found)
     table = [header, ["---"] * len(header), *([f"`{row[0]}`", *row[1:]] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in table) + "\n"
+
+
+def verdict(found: list[Comparison], before: list[Row], after: list[Row]) -> list[str]:
+    """What the comparison comes to, in sentences; the last one says whether anything got worse."""
+    if not found:
+        return [f"Nothing to compare: no trial is in both sets ({len(before)} rows, {len(after)} rows)."]
+    said = []
+    gone = len(_by_trial(before).keys() - _by_trial(after).keys())
+    if gone:
+        said.append(f"{gone} more of the baseline's trials are not among the candidate's.")
+    alone = sum(one.p is None for one in found)
+    if alone:
+        said.append(f"Speed is not judged for {alone} trials without replicates (replicates=5).")
+    worse = [one for one in found if one.regressions]
+    if worse:
+        reasons = ", ".join(worse[0].regressions)
+        worst = f"the worst: {worse[0].label} ({reasons})"
+        return [*said, f"{len(worse)} of {len(found)} trials got worse; {worst}"]
+    return [*said, f"None of {len(found)} trials got worse."]

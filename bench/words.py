@@ -11,6 +11,20 @@ class WordError(ValueError):
     """A word cannot be understood; the message says what to change."""
 
 
+def plain(arguments: list[str]) -> list[str]:
+    """Options as key=value words: `--baseline-ref NAME` and `--baseline-ref=NAME` are baseline_ref=NAME."""
+    words, left = [], list(arguments)
+    while left:
+        word = left.pop(0)
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            if not equals and left and not left[0].startswith("--"):
+                equals, value = "=", left.pop(0)
+            word = key.replace("-", "_") + equals + value
+        words.append(word)
+    return words
+
+
 def read_words(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     """The defaults, with what the words change; paths are made absolute.
 
@@ -20,7 +34,9 @@ def read_words(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]
     found = dict(defaults)
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or key not in defaults:
+        if not equals and key in defaults:
+            raise WordError(f"{key} has no value: say {key}=VALUE")
+        if key not in defaults:
             close = difflib.get_close_matches(key, defaults, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise WordError(f"{argument}: no such key{hint}; the keys are {', '.join(defaults)}")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench import results
-from bench.comparing import OtherDevice, Thresholds, chance_of_loss, compare, markdown
-from tests.conftest import Command, door
+from bench import reference, results
+from bench.comparing import OtherDevice, Thresholds, chance_of_loss, compare, markdown, verdict
+from tests.conftest import ROOT, Command, door
 
 ROW = dict.fromkeys(results.SCHEMA.names) | {
     "method": "measure",
@@ -81,6 +81,20 @@ def test_different_devices_are_refused_unless_asked_for() -> None:
     assert compare([ROW], other, Thresholds(), any_device=True)[0].regressions == ()
 
 
+def test_trials_that_were_not_run_again_are_counted() -> None:
+    before = [ROW, ROW | {"trial_id": "another"}, ROW | {"trial_id": "a third"}]
+    said = verdict(compare(before, [ROW], Thresholds()), before, [ROW])
+    assert said[0] == "2 more of the baseline's trials are not among the candidate's."
+    assert said[-1] == "None of 1 trials got worse."
+
+
+def test_a_device_has_one_folder() -> None:
+    assert reference.name_of("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert reference.name_of("CPU (Some(R) CPU @ 2.70GHz, 2 cores)") == "cpu-some-r-cpu-2-70ghz-2-cores"
+    with pytest.raises(ValueError, match="measured on a card, another card, not on one"):
+        reference.device_of([ROW, ROW | {"device_name": "another card"}])
+
+
 def test_the_rank_sum_test_by_hand() -> None:
     assert chance_of_loss([4.0, 5.0, 6.0], [1.0, 2.0, 3.0]) == 1 / 20
     assert chance_of_loss([1.0, 2.0], [1.5]) is None
@@ -116,7 +130,11 @@ def test_the_door_on_real_rows(bench_run: Callable[..., Command], tmp_path: Path
     [
         ((), "say either baseline=PATH or baseline_ref=NAME"),
         (("baseline=nowhere/at/all",), "neither a folder nor files"),
-        (("baseline_ref=h100",), "neither a folder nor files"),
+        (("baseline_ref=h100",), "baseline_ref=h100: no such set"),
+        (("--baseline-ref", "h100"), "baseline_ref=h100: no such set"),
+        (("--baseline-ref=h100",), "baseline_ref=h100: no such set"),
+        (("--baseline-ref", "--any-device=true"), "baseline_ref has no value: say baseline_ref=VALUE"),
+        (("baseline_ref=auto", f"candidate={ROOT / 'conf'}"), "measured on no device, not on one"),
         (("baselne=x",), "did you mean baseline?"),
     ],
 )
