@@ -41,6 +41,16 @@ make_environment() {
     echo "$wanted" > "$stamp"
 }
 
+find_browser() { # the report's page is tested in one
+    command -v chromedriver >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing Chromium for the tests of the report"
+        apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null
+    else
+        echo "run_all.sh: no chromedriver: the tests of the report in a browser will be skipped" >&2
+    fi
+}
+
 gpu_gib() {
     nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null |
         awk 'NR == 1 { printf "%d", $1 / 1024 }' || true
@@ -50,11 +60,10 @@ run_sweep() { # words for all of it
     local gib words status=0; gib=$(gpu_gib); gib=${gib:-0}
     local run=("$venv/bin/python" bench/run.py -m "$@")
     if [ -n "${SWEEP:-}" ]; then
-        say "The sweep that was asked for: $SWEEP"
         read -ra words <<< "$SWEEP"
         "${run[@]}" "${words[@]}"
     elif [ "$gib" -eq 0 ]; then
-        say "No NVIDIA GPU found: a sweep of small models on the CPU (about two minutes for each replicate)"
+        echo "No NVIDIA GPU found: a sweep of small models on the CPU"
         "${run[@]}" precision=fp32,bf16,int8,nf4 lora=off,on checkpointing=off,on || status=$?
         "${run[@]}" fsdp=full_shard,shard_grad_op,no_shard fsdp.world_size=2 offload=off,params || status=$?
         return "$status"
@@ -62,7 +71,7 @@ run_sweep() { # words for all of it
         local model=llama-160m
         [ "$gib" -ge 20 ] && model=llama-1b
         [ "$gib" -ge 70 ] && model=llama-7b
-        say "A GPU with $gib GiB: a sweep of $model, sequences of 1024 tokens"
+        echo "A GPU with $gib GiB: a sweep of $model, sequences of 1024 tokens"
         "${run[@]}" model=$model seq_len=1024 micro_batch_size=1 optimizer=adamw_fused \
             precision=fp32,fp16,bf16,bf16_pure,int8,nf4 lora=off,on checkpointing=off,on
     fi
@@ -87,13 +96,20 @@ case "${1:-all}" in
     all)
         make_environment
         status=0
+        say "Measuring (about two minutes on a CPU)"
         run_sweep || status=$? # a trial that failed is part of the report
-        say "Report"
-        "$venv/bin/python" bench/report.py
+        say "Predicting the same trials, without running them"
+        run_sweep method=simulate || status=$?
+        run_sweep method=estimate formula=closed_form,rule_of_thumb || status=$?
+        say "Putting the literature's claims to the test, at their own scale"
+        "$venv/bin/python" bench/claims.py
+        say "Report and notebooks"
+        "$venv/bin/python" bench/report.py notebooks=true
         exit "$status"
         ;;
     test)
         make_environment
+        find_browser
         say "Style and types"
         "$venv/bin/python" -m ruff check .
         "$venv/bin/python" -m ruff format --check .
@@ -111,6 +127,7 @@ case "${1:-all}" in
             echo "run_all.sh: $nightly/trials is there already, and its rows would count as new: move it" >&2
             exit 1
         fi
+        say "Reference sweep, each trial five times"
         run_sweep replicates=5 results_dir="$nightly"
         ;;
     report) "$venv/bin/python" bench/report.py results_dir="$nightly" ;;

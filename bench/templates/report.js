@@ -60,7 +60,7 @@
     return (value, kind) => {
       if (!column.numbers) return kind === "display" ? escaped(value) : value;
       if (kind === "display") return value === null ? "" : number.format(value);
-      return value === null ? (kind === "sort" ? -Infinity : "") : value;
+      return value;
     };
   }
   function escaped(text) {
@@ -75,21 +75,29 @@
     const { jQuery: $ } = await import(address);
     URL.revokeObjectURL(address);
     const DataTable = $.fn.dataTable;
+    // Whichever way round, what has no number comes last.
+    const last = (a, b) => (a === null) - (b === null);
+    Object.assign(DataTable.ext.type.order, {
+      "sized-asc": (a, b) => last(a, b) || a - b,
+      "sized-desc": (a, b) => last(a, b) || b - a,
+    });
     const rows = Array.from({ length: size }, (_, row) => columns.map((column) => cell(column, row)));
     const made = new DataTable("#every-row", {
       data: rows,
       columns: columns.map((column) => ({
         title: column.name,
         render: shown(column),
-        type: column.numbers ? "num" : "string",
+        type: column.numbers ? "sized" : "string",
+        className: column.numbers ? "dt-right dt-head-right" : "",
       })),
       deferRender: true,
       order: [],
       pageLength: 25,
       lengthMenu: [10, 25, 100, 500],
-      language: { search: "Search:", info: "_START_ to _END_ of _TOTAL_ trials", infoEmpty: "no trial", zeroRecords: "No trial matches; clear a filter." },
+      language: { search: "Search:", info: "_START_ to _END_ of _TOTAL_ trials", infoFiltered: "(filtered from _MAX_)", infoEmpty: "no trial", zeroRecords: "No trial matches; clear a filter." },
     });
     filters(made, DataTable);
+    document.querySelector(".still").remove();
   }
 
   function filters(made, DataTable) {
