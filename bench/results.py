@@ -31,6 +31,8 @@ from bench.trial import Trial
 
 SCHEMA_VERSION = 1
 
+_TOGETHER = 200  # files read by one thread at a time
+
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 # What the ranks of one trial may disagree on: the row holds the largest, `per_rank` keeps them all.
@@ -255,9 +257,15 @@ def _files(results_dir: Path, sweep_id: str | None) -> list[Path]:
 def _table(paths: list[Path], columns: Iterable[str] | None = None) -> pa.Table:
     wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
     files = [path for path in paths if path.name[0] not in "._"]
-    with ThreadPoolExecutor() as pool:  # a folder of ten thousand files is a matter of their footers
-        tables = list(filter(None, pool.map(partial(_rows_of, wanted=wanted), files)))
-    return pa.concat_tables(tables).sort_by("started_at") if tables else wanted.empty_table()
+    parts = [files[start : start + _TOGETHER] for start in range(0, len(files), _TOGETHER)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding footers takes a millisecond each
+        tables = list(pool.map(partial(_together, wanted=wanted), parts))
+    return pa.concat_tables([wanted.empty_table(), *tables]).sort_by("started_at")
+
+
+def _together(files: list[Path], wanted: pa.Schema) -> pa.Table:
+    tables = [wanted.empty_table(), *filter(None, (_rows_of(path, wanted) for path in files))]
+    return pa.concat_tables(tables).combine_chunks()  # thousands of chunks are slow to work with
 
 
 def _rows_of(path: Path, wanted: pa.Schema) -> pa.Table | None:
