@@ -79,8 +79,8 @@ def memory(study: pd.DataFrame) -> Chart | None:
 
 def _parts(shown: pd.DataFrame, size: float) -> pd.DataFrame:
     fits = shown[shown["status"] == "ok"]
-    known = fits[list(BYTES)].notna().all(axis=1)
-    bare = fits[~known].assign(untracked_bytes=fits.loc[~known, PEAK])  # a peak without categories
+    known = fits["tracked_peak_bytes"].notna()  # nothing is untracked in a prediction
+    bare = fits[~known].assign(**dict.fromkeys(BYTES, 0) | {"untracked_bytes": fits.loc[~known, PEAK]})
     parts = pd.concat([fits[known], bare]).melt(id_vars="label", value_vars=list(BYTES), value_name="bytes")
     parts = parts[parts["bytes"] > 0]
     nth = {name: number for number, name in enumerate(BYTES)}
@@ -304,7 +304,11 @@ def two_sets(found: pd.DataFrame) -> Chart:
         y=alt.Y("label:N", sort=list(found["label"]), title=None, axis=alt.Axis(labelLimit=300))
     )
     bars = base.mark_bar(color=colours(0)[0]).encode(
-        x=alt.X("speed_change:Q", title="change of tokens/s per device", axis=alt.Axis(format="+.0%")),
+        x=alt.X(
+            "speed_change:Q",
+            title="change of tokens/s per device",
+            axis=alt.Axis(format="+~%", tickCount=6),
+        ),
         tooltip=["label:N", alt.Tooltip("speed_change:Q", format="+.1%")],
     )
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(color=INK).encode(x="x:Q")
