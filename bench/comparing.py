@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,41 @@ def compare(
             raise OtherDevice(f"{', '.join(sorted(devices[0]))} against {', '.join(sorted(devices[1]))}")
     found = [_compared(old[trial_id], new[trial_id], thresholds) for trial_id in shared]
     return sorted(found, key=lambda comparison: comparison.rank)
+
+
+def halves(rows: Iterable[Row]) -> tuple[str, list[Row], str, list[Row]] | None:
+    """Two parts of one set that measured the same trials.
+
+    The two devices that share most trials, or else the latest sweep that repeats trials of an earlier one,
+    with the earliest that it repeats.
+
+    Returns:
+        The older part's name and rows, then the newer's; None if no trial was measured twice so.
+    """
+    measured = [row for row in rows if row["method"] == "measure" and row["device_name"]]
+    devices = _parts(measured, lambda row: str(row["device_name"]))
+    pairs = list(itertools.combinations(devices, 2))
+    best = max(pairs, key=lambda pair: _shared(devices, *pair), default=None)
+    if best and _shared(devices, *best):
+        return best[0], devices[best[0]], best[1], devices[best[1]]
+    sweeps = _parts(measured, lambda row: f"{row['started_at']:%Y-%m-%d}, sweep {row['sweep_id']}")
+    for number, newer in reversed(list(enumerate(sweeps))):
+        for older in list(sweeps)[:number]:
+            if _shared(sweeps, older, newer):
+                return older, sweeps[older], newer, sweeps[newer]
+    return None
+
+
+def _parts(rows: list[Row], name_of: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """The rows by name, the name that was first measured first."""
+    parts: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["started_at"]):
+        parts.setdefault(name_of(row), []).append(row)
+    return parts
+
+
+def _shared(parts: dict[str, list[Row]], one: str, other: str) -> int:
+    return len({row["trial_id"] for row in parts[one]} & {row["trial_id"] for row in parts[other]})
 
 
 def _by_trial(rows: Iterable[Row]) -> dict[str, list[Row]]:

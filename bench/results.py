@@ -307,12 +307,14 @@ def read(
     return rows
 
 
-def records(results_dir: Path, sweep_id: str | None = None) -> list[dict[str, Any]]:
+def records(
+    results_dir: Path, sweep_id: str | None = None, columns: Iterable[str] | None = None
+) -> list[dict[str, Any]]:
     """The same rows as plain dicts, null as None."""
-    return records_of(_files(results_dir, sweep_id))
+    return records_of(_files(results_dir, sweep_id), columns)
 
 
-def records_of(files: list[Path]) -> list[dict[str, Any]]:
+def records_of(files: list[Path], columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """The rows of these parquet files, oldest first, as plain dicts."""
-    rows: list[dict[str, Any]] = _table(files).to_pylist()
+    rows: list[dict[str, Any]] = _table(files, columns).to_pylist()
     return rows
