@@ -8,8 +8,10 @@ content security policy forbids the page to load anything at all.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from base64 import b64encode
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -34,12 +36,13 @@ FILTERS = (
 _SIGNIFICANT = 5
 
 
-def html(report: Report, drawn: dict[str, str]) -> str:
+def html(report: Report, drawn: dict[str, str], links: Mapping[str, str] = MappingProxyType({})) -> str:
     """The page.
 
     Args:
         report: what it says.
         drawn: its figures as SVG, by name.
+        links: other pages' addresses, by what they are called.
     """
     pages = Environment(
         loader=PackageLoader("bench"),
@@ -51,6 +54,7 @@ def html(report: Report, drawn: dict[str, str]) -> str:
     datatables = files("itables") / "html"
     return pages.get_template("report.html").render(
         report=report,
+        links=links,
         drawn={name: Markup(svg) for name, svg in drawn.items()},
         specifications=_data({figure.name: figure.specification for figure in report.figures()}),
         rows=_data(_columns(report.rows)),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import drawing, page, summary
 from bench.document import Report
 
 
-def write(report: Report, target: Path) -> None:
+def write(report: Report, target: Path, pages: Sequence[Path] = ()) -> None:
     """Writes the report into a folder; figures and tables of an earlier one are replaced.
 
     Args:
         report: what to write.
         target: the folder; it is made.
+        pages: pages somewhere below it that the report links to.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -36,4 +38,5 @@ def write(report: Report, target: Path) -> None:
             csv.writer(file).writerows([table.header, *table.rows])
     report.rows.to_csv(target / "tables" / "trials.csv", index=False)
     (target / "summary.md").write_text(summary.markdown(report))
-    (target / "index.html").write_text(page.html(report, drawn))
+    links = {path.stem: path.relative_to(target).as_posix() for path in pages}
+    (target / "index.html").write_text(page.html(report, drawn, links))

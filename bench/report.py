@@ -33,11 +33,11 @@ def main(arguments: list[str]) -> int:
             where = results_dir / "trials"
             print(f"bench/report.py: no rows in {where}; run bench/run.py first", file=sys.stderr)
             return 1
-        findings = _write(rows, results_dir, target)
+        pages, failed = _render(results_dir, target) if words["notebooks"] else ([], 0)
+        findings = _write(rows, results_dir, target, pages)
     except OSError as error:
         print(f"bench/report.py: cannot write the report: {error}", file=sys.stderr)
         return 1
-    failed = _render(results_dir, target) if words["notebooks"] else 0
     print(f"\nReport     {target / 'index.html'}  ({len(rows)} rows)")
     for number, finding in enumerate(findings, 1):
         print(f"  {number}. {finding}")
@@ -50,19 +50,23 @@ def _read(results_dir: Path):  # type: ignore[no-untyped-def]
     return results.read(results_dir, columns=studies.COLUMNS)
 
 
-def _write(rows, results_dir: Path, target: Path) -> list[str]:  # type: ignore[no-untyped-def]
+def _render(results_dir: Path, target: Path) -> tuple[list[Path], int]:
+    from bench import notebooks
+
+    try:
+        return notebooks.render(results_dir, target), 0
+    except notebooks.NotRendered as error:
+        print(f"bench/report.py: {error}", file=sys.stderr)
+        return [], 1
+
+
+def _write(rows, results_dir: Path, target: Path, pages: list[Path]) -> list[str]:  # type: ignore[no-untyped-def]
     from bench import ledger, publishing, reporting
 
     claims = ledger.read(ledger.LEDGER)
     report = reporting.build(rows, claims, ledger.read_values(results_dir / "claims.json"))
-    publishing.write(report, target)
+    publishing.write(report, target, pages)
     return report.findings
-
-
-def _render(results_dir: Path, target: Path) -> int:
-    from bench import notebooks
-
-    return 0 if notebooks.render(results_dir, target) else 1
 
 
 if __name__ == "__main__":
