@@ -8,8 +8,8 @@ content security policy forbids the page to load anything at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from base64 import b64encode
+from collections.abc import Mapping
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
