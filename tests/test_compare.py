@@ -11,6 +11,7 @@ import pytest
 
 from bench import reference, results
 from bench.comparing import OtherDevice, Thresholds, chance_of_loss, compare, markdown, verdict
+from tests import rows as made
 from tests.conftest import ROOT, Command, door
 
 ROW = dict.fromkeys(results.SCHEMA.names) | {
@@ -44,6 +45,25 @@ def test_five_percent_slower_in_five_replicates_is_a_regression() -> None:
     assert found.regressions == ("slower",)
     assert found.p is not None and found.p <= 0.01
     assert "precision=bf16" in markdown([found])
+
+
+def test_what_slows_some_steps_alone_is_not_the_codes_doing() -> None:
+    """Something else ran while the second set was measured: medians suffer, the fastest steps do not."""
+    calm = made.again(noise=0.001)
+    disturbed = [
+        row
+        | {
+            "step_seconds": [
+                *row["step_seconds"][:2],
+                *(1.3 * second for second in row["step_seconds"][2:]),
+            ],
+            "tokens_per_sec_per_device": row["tokens_per_sec_per_device"] / 1.3,
+        }
+        for row in made.again(sweep="20260421T080000-eeeeee", noise=0.001)
+    ]
+    assert [found.regressions for found in compare(calm, disturbed, Thresholds())] == [()] * 4
+    slower = made.again(sweep="20260421T080000-eeeeee", noise=0.001, slower=0.05)
+    assert [found.regressions for found in compare(calm, slower, Thresholds())] == [("slower",)] * 4
 
 
 def test_noise_alone_is_seldom_a_regression() -> None:
