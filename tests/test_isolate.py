@@ -19,13 +19,18 @@ import pytest
 
 from bench import isolate
 from bench.isolate import Outcome
-from tests.conftest import ROOT, make_trial
+from bench.trial import Trial
+from tests.conftest import ALONE, ROOT, make_trial
 
 LONG = ("timing.max_steps=100000", "timing.budget_seconds=1000.0", "timing.relative_ci=1e-9")
 
 
+def tiny(*overrides: str) -> Trial:
+    return make_trial(ALONE, *overrides)
+
+
 def run(*overrides: str, log: Path, timeout_seconds: float = 120.0) -> Outcome:
-    return isolate.run(make_trial(*overrides), log=log, timeout_seconds=timeout_seconds)
+    return isolate.run(tiny(*overrides), log=log, timeout_seconds=timeout_seconds)
 
 
 def workers_of(server: int) -> list[psutil.Process]:
@@ -50,7 +55,7 @@ def at_stage(monkeypatch: pytest.MonkeyPatch) -> object:
             if now == stage:
                 threading.Timer(after, lambda: action(workers_of(server_pid()))).start()  # type: ignore[operator]
 
-        return isolate.run(make_trial(*overrides), log=log, timeout_seconds=120, on_stage=told)
+        return isolate.run(tiny(*overrides), log=log, timeout_seconds=120, on_stage=told)
 
     return arrange
 
@@ -74,7 +79,7 @@ def test_each_trial_is_a_fresh_process_and_peaks_do_not_leak(log: Path) -> None:
 def test_the_parent_sleeps_while_the_trial_runs(log: Path) -> None:
     """The nearest harness' parent polls, which makes its child three times slower on two cores."""
     run(log=log)  # the server is up
-    trial = make_trial("timing.max_steps=200", "timing.budget_seconds=2.0", "timing.min_steps=100")
+    trial = tiny("timing.max_steps=200", "timing.budget_seconds=2.0", "timing.min_steps=100")
     before = time.process_time()
     outcome = isolate.run(trial, log=log, timeout_seconds=60)
     assert outcome.wall_seconds > 1
@@ -116,7 +121,7 @@ def test_a_stopped_process_ends_at_the_timeout_too(log: Path) -> None:
         if stage == "timed steps":
             workers_of(server_pid())[0].suspend()
 
-    outcome = isolate.run(make_trial(*LONG), log=log, timeout_seconds=3.0, on_stage=told)
+    outcome = isolate.run(tiny(*LONG), log=log, timeout_seconds=3.0, on_stage=told)
     assert outcome.status == "timeout"
     assert workers_of(server_pid()) == []
 
@@ -172,7 +177,7 @@ def test_a_server_that_touched_the_device_is_passed_over(
 ) -> None:
     stages: list[str] = []
     monkeypatch.setattr(isolate, "_enter", poisoned_unless_spawned)
-    outcome = isolate.run(make_trial(), log=log, timeout_seconds=120, on_stage=stages.append)
+    outcome = isolate.run(tiny(), log=log, timeout_seconds=120, on_stage=stages.append)
     assert outcome.status == "ok", outcome.reason
 
 
@@ -209,7 +214,7 @@ def test_a_hung_rank_ends_with_its_peer(at_stage, log: Path) -> None:  # type: i
         if stage == "timed steps":
             workers_of(server_pid())[1].suspend()
 
-    outcome = isolate.run(make_trial(*TWO, *LONG), log=log, timeout_seconds=6.0, on_stage=told)
+    outcome = isolate.run(tiny(*TWO, *LONG), log=log, timeout_seconds=6.0, on_stage=told)
     assert outcome.status == "timeout"
     assert workers_of(server_pid()) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import results
-from tests.conftest import BRIEF, ROOT, Command, door, run_into
+from tests.conftest import ALONE, BRIEF, ROOT, Command, door, run_into
 
 Run = Callable[..., Command]
 
@@ -50,7 +51,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Command:
 def two_at_once(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Rows of two sweeps that ran at the same time into one folder; the first one's trials twice each."""
     folder = tmp_path_factory.mktemp("two_at_once")
-    command = [sys.executable, str(ROOT / "bench" / "run.py"), "-m", *BRIEF, "threads=1"]
+    command = [sys.executable, str(ROOT / "bench" / "run.py"), "-m", *BRIEF, ALONE]
     both = [
         subprocess.Popen([*command, *words, f"results_dir={folder}"], stdout=subprocess.DEVNULL)
         for words in (("seed=1,2", "replicates=2"), ("seed=4,5,6",))
@@ -207,6 +208,9 @@ def test_the_recorded_command_reproduces_the_row(readmes_sweep: Command, tmp_pat
 def test_rows_go_to_results_dir_whatever_the_current_directory(elsewhere: Command) -> None:
     assert elsewhere.code == 0
     assert len(elsewhere.rows) == 1
+    assert elsewhere.rows["threads"][0] == len(os.sched_getaffinity(0)), (
+        "all cores, where nothing else is said"
+    )
     assert [path.name for path in elsewhere.results_dir.parent.iterdir()] == ["mine"]
 
 
