@@ -93,9 +93,9 @@ def passing_bytes(func: Any, args: Any, result: Any, target: str) -> int:
         return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
     if torch.Tag.pointwise not in func.tags:
         return 0
-    operands = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    shaped = [t for t in operands if t.dim()]
-    if len({t.dtype for t in shaped}) < 2:
+    shaped = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.dim()]
+    shaped = [t for t in shaped if t.dtype != torch.bool]  # conditions are read as they are
+    if len({t.dtype for t in shaped}) < 2 or not any(t.is_floating_point() for t in shaped):
         return 0
     common = reduce(torch.promote_types, (t.dtype for t in shaped))
     outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]

@@ -78,8 +78,11 @@ def predictions(trial: Trial, target: str) -> dict[str, dict[str, Any]]:
     imagined = replace(trial, method="simulate", device=target)
     return {
         "simulate": _ranks(imagined)[0],
-        "closed_form": closed_form(trial, target),
-        "rule_of_thumb": rule_of_thumb(trial),
+        **(
+            {}
+            if trial.workload.inference
+            else {"closed_form": closed_form(trial, target), "rule_of_thumb": rule_of_thumb(trial)}
+        ),
     }
 
 
