@@ -11,6 +11,7 @@ Source: ProfiledCPUMemoryReporter in c10/core/CPUAllocator.cpp.
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,14 +44,15 @@ class CpuAllocations:
 class CpuRecorder:
     """Records every allocation of torch's CPU allocator between entering and leaving.
 
-    What was allocated before is not counted and its release is ignored, so `peaks` are absolute for
-    what is built inside.
+    What was allocated before is not counted, so `peaks` are absolute for what is built inside. Its release
+    would lower them: garbage is collected first, and what is still in use must be kept until the end.
     """
 
     def __init__(self) -> None:
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
     def __enter__(self) -> CpuRecorder:
+        gc.collect()
         _count_every_thread(True)
         self._profile.__enter__()
         return self

@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,14 @@ def trial_from(overrides: list[str]) -> Trial:
     Raises:
         CommandError: an override is not understood, or a value has the wrong type or is out of range.
     """
+    return _trial_from(tuple(overrides))
+
+
+@cache
+def _trial_from(overrides: tuple[str, ...]) -> Trial:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return trial_of(_compose(overrides))
+        return trial_of(_compose(list(overrides)))
 
 
 def choices(arguments: list[str]) -> list[list[str]]:

@@ -65,19 +65,24 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
     from rich.progress import track
 
     from bench import predictions
+    from bench.pool import Simulator
 
     tasks: list[tuple[str, Any, Any]] = [
         *((row["overrides"], predictions.grade_row, row) for row in predictions.measured_trials(folder)),
         *((" ".join(overrides), predictions.grade_now, overrides) for overrides in chosen),
     ]
     console = Console(stderr=True)
-    found, failed = [], 0
-    for label, grade, what in track(tasks, "grading", console=console, disable=not tasks):
-        try:
-            found.append(grade(what))
-        except predictions.NotGraded as error:
-            console.print(f"passed over: {label}: {error}", markup=False, highlight=False)
-            failed += 1
+    found: list[Any] = []
+    if not tasks:
+        return found, 0
+    failed = 0
+    with Simulator() as simulator:
+        for label, grade, what in track(tasks, "grading", console=console):
+            try:
+                found.append(grade(what, simulator))
+            except predictions.NotGraded as error:
+                console.print(f"passed over: {label}: {error}", markup=False, highlight=False)
+                failed += 1
     return found, failed
 
 

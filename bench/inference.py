@@ -1,4 +1,4 @@
-"""Inference, whole: a prompt, and new tokens after it, greedily: what measurement times and prediction runs.
+"""Inference, whole: a prompt and new tokens after it, greedily; what is timed, and what prediction runs.
 
 As transformers' `generate` does it, without what surrounds it (stopping, sampling, streaming): the prompt
 in one forward that fills the cache and makes logits of its last position alone, then one forward a token.

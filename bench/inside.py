@@ -19,9 +19,9 @@ from functools import cache, reduce
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from bench import as_cuda
+from bench.operands import tensors_in
 
 _ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 _TENSOR_REFERENCES, _STORAGE_REFERENCES = 4, 2
@@ -98,12 +98,11 @@ def passing_bytes(func: Any, args: Any, result: Any, target: str) -> int:
         return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
     if torch.Tag.pointwise not in func.tags:
         return 0
-    shaped = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.dim()]
-    shaped = [t for t in shaped if t.dtype != torch.bool]  # conditions are read as they are
+    shaped = [t for t in tensors_in(args) if t.dim() and t.dtype != torch.bool]  # conditions are not copied
     if len({t.dtype for t in shaped}) < 2 or not any(t.is_floating_point() for t in shaped):
         return 0
     common = reduce(torch.promote_types, (t.dtype for t in shaped))
-    outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    outputs = [t for t in tensors_in((result,)) if t.is_floating_point()]
     converted = [t for t in (*shaped, *outputs) if t.dtype != common]
     return sum(t.numel() * common.itemsize for t in converted)
 

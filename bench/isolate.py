@@ -138,9 +138,7 @@ def _start(workers: list[_Worker], trial: Trial, log: Path, rendezvous: str, sta
     """Adds a worker for each rank, so that those already started can be ended if one cannot be."""
     context: Any = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        context.set_forkserver_preload(["bench.preload"])
-        with _server_environment(log.parent / "fork-server.log"):
-            forkserver.ensure_running()
+        start_server(log.parent / "fork-server.log")
     for rank in range(trial.processes):
         ours, theirs = context.Pipe(duplex=False)
         rank_log = log if rank == 0 else log.with_suffix(f".rank{rank}{log.suffix}")
@@ -151,6 +149,13 @@ def _start(workers: list[_Worker], trial: Trial, log: Path, rendezvous: str, sta
             process.start()
         theirs.close()
         workers.append(_Worker(process, ours))
+
+
+def start_server(log: Path) -> None:
+    """Sees to it that there is a fork server; if there is none yet, what it prints goes to `log`."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["bench.preload"])
+    with _server_environment(log):
+        forkserver.ensure_running()
 
 
 @contextmanager

@@ -11,7 +11,6 @@ Three passes in one process, so that none disturbs another:
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
 import time
@@ -119,7 +118,6 @@ def _passes(
     if device.type == "cpu":
         report("allocator")
         del run
-        gc.collect()
         columns |= _cpu_allocator(trial, device, rank, alike)
     columns["untracked_bytes"] = columns["peak_allocated_bytes"] - columns["tracked_peak_bytes"]
 

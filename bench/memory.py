@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench import inside
 from bench.caching import MIN_BLOCK_BYTES, reserved_bytes, rounded
+from bench.operands import tensors_in
 from bench.roofline import Work, work_of
 from bench.state import Run, cache_tensors, gradient_tensors, ignored, optimizer_tensors, weight_tensors
 from bench.timeline import Attribution, Mark, Segment, Storage, Timeline
@@ -115,12 +116,10 @@ class Tracker:
             result = func(*args, **kwargs)
             if self.run.imagined:
                 self.work.update(work_of(func, args, kwargs, result))
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor, "found")
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor, "made")
+        for tensor in tensors_in((*args, *kwargs.values())):
+            self._see(tensor, "found")
+        for tensor in tensors_in((result,)):
+            self._see(tensor, "made")
         passing = inside.passing_bytes(func, args, result, target) if self._openable else 0
         if passing:
             copy = Storage(bytes=0)

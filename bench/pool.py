@@ -6,22 +6,24 @@ import logging
 import multiprocessing
 import os
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
+from bench import isolate
 from bench.trial import Trial
 
 
 class Simulator:
-    """Simulates trials for CUDA, each once, and shows how far it is; to be entered."""
+    """Simulates trials, for CUDA if nothing else is said; to be entered."""
 
     def __init__(self) -> None:
+        isolate.start_server(Path(os.devnull))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["bench.preload"])
         self._pool = ProcessPoolExecutor(os.cpu_count(), context, _quietly)
         self._known: dict[str, dict[str, Any]] = {}
 
@@ -35,7 +37,7 @@ class Simulator:
         self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def __call__(self, trials: list[Trial]) -> list[dict[str, Any]]:
-        """Columns of each trial, in order.
+        """Columns of each trial, in order; each trial is simulated once, and how far it is is shown.
 
         Raises:
             OSError: a model cannot be read.
@@ -49,6 +51,10 @@ class Simulator:
         self._known |= dict(zip(new, shown, strict=True))
         return [self._known[trial.trial_id] for trial in trials]
 
+    def begin(self, trial: Trial, target: str) -> Future[dict[str, Any]]:
+        """The columns of one trial that is simulated while something else goes on."""
+        return self._pool.submit(_simulated, trial, target)
+
 
 def _quietly() -> None:
     """In a worker: one thread, and no library's remarks between the lines of a table."""
@@ -59,9 +65,9 @@ def _quietly() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _simulated(trial: Trial) -> dict[str, Any]:
+def _simulated(trial: Trial, target: str = "cuda") -> dict[str, Any]:
     from bench.simulate import simulate
 
     columns: dict[str, Any] = {}
-    simulate(trial, columns, "cuda")
+    simulate(trial, columns, target)
     return columns

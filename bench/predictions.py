@@ -1,9 +1,10 @@
-"""Measured trials predicted anew, each in a fresh process: rows of a folder, or what is measured now."""
+"""Measured trials predicted anew: rows of a folder, or what is measured now, each in a fresh process."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from bench import gpus, isolate, results
 from bench.config import trial_from
 from bench.estimate import closed_form, rule_of_thumb
 from bench.grading import BRIEF, Graded, Overrides, graded
+from bench.pool import Simulator
+from bench.rules import skip_reason
 from bench.trial import Trial, from_definition
 
 _TIMEOUT_SECONDS = 600.0
@@ -32,7 +35,7 @@ def measured_trials(results_dir: Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def grade_row(row: dict[str, Any]) -> Graded:
+def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
     """A measured row, graded by predictions made now.
 
     Raises:
@@ -40,7 +43,7 @@ def grade_row(row: dict[str, Any]) -> Graded:
     """
     trial = from_definition(json.loads(row["definition"]))
     target = "cpu" if row["peak_reserved_bytes"] is None else "cuda"
-    predicted = predictions(trial, target)
+    predicted = predictions(trial, target, begun(trial, target, simulator))
     found = graded(row["overrides"], trial, row, predicted)
     card = gpus.by_device_name(row["device_name"] or "")
     if card is None or not row["step_seconds_median"]:
@@ -51,33 +54,56 @@ def grade_row(row: dict[str, Any]) -> Graded:
     return replace(found, bound_share=bound / row["step_seconds_median"])
 
 
-def grade_now(overrides: Overrides) -> Graded:
-    """A configuration measured on the CPU, briefly, and graded.
+def grade_now(overrides: Overrides, simulator: Simulator) -> Graded:
+    """A configuration measured on the CPU, briefly, and graded; it is simulated meanwhile.
 
     Raises:
         NotGraded: it could not be measured or predicted.
     """
     trial = trial_from([*BRIEF, *overrides])
+    simulation = begun(trial, "cpu", simulator)
     ranks = _ranks(trial)
     largest = max(ranks, key=lambda columns: columns["tracked_peak_bytes"])
     peak = max(columns["peak_allocated_bytes"] for columns in ranks)
     measured = largest | {"peak_allocated_bytes": peak}
-    return graded(" ".join(overrides), trial, measured, predictions(trial, "cpu"))
+    return graded(" ".join(overrides), trial, measured, predictions(trial, "cpu", simulation))
 
 
-def predictions(trial: Trial, target: str) -> dict[str, dict[str, Any]]:
-    """Columns by predictor: simulation in a fresh process, formulas here.
+def begun(trial: Trial, target: str, simulator: Simulator) -> Future[dict[str, Any]]:
+    """The simulation of a measured trial, on its way.
+
+    Args:
+        trial: what was measured, or is about to be.
+        target: the type of device that it is measured on.
+        simulator: where it is simulated.
+
+    Raises:
+        NotGraded: it cannot be simulated.
+    """
+    imagined = replace(trial, method="simulate", device=target)
+    reason = skip_reason(imagined, target, device_count=0)
+    if reason:
+        raise NotGraded(f"method=simulate: skipped, {reason}")
+    return simulator.begin(imagined, target)
+
+
+def predictions(trial: Trial, target: str, simulation: Future[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Columns by predictor.
 
     Args:
         trial: what was measured.
         target: the type of device that it was measured on.
+        simulation: what `begun` gave.
 
     Raises:
         NotGraded: the simulation failed.
     """
-    imagined = replace(trial, method="simulate", device=target)
+    try:
+        simulated = simulation.result(_TIMEOUT_SECONDS)
+    except Exception as error:
+        raise NotGraded(f"method=simulate: error, {type(error).__name__}: {error}") from error
     return {
-        "simulate": _ranks(imagined)[0],
+        "simulate": simulated,
         **(
             {}
             if trial.workload.inference

@@ -5,10 +5,14 @@ import: it asks torch for the compute capability to pick its kernels. So, while 
 question is answered by NVML, which needs no CUDA; and PYTORCH_NVML_BASED_CUDA_CHECK=1 (set by the parent)
 makes torch.cuda.is_available() ask NVML too. Should some other library touch the device all the same,
 `poisoned` says so in the forked worker, and the parent starts workers from scratch instead.
+
+What is imported here is there for good: it is set apart from the garbage collector, so that a trial's
+collections walk what the trial made and not a million objects of the libraries.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,5 +47,8 @@ def poisoned() -> bool:
     return bool(torch.cuda._is_in_bad_fork())
 
 
+gc.disable()
 with _device_untouched():
     import bench.worker  # noqa: F401
+gc.freeze()
+gc.enable()

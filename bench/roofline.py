@@ -14,10 +14,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.gpus import Gpu
+from bench.operands import tensors_in
 
 Work = Counter[tuple[str, int, int]]  # how often an operation with this dtype, FLOPs and bytes occurs
 
@@ -31,8 +31,8 @@ def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
     """
     if _is_view(func):
         return Counter()
-    inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-    outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+    inputs = list(tensors_in((*args, *kwargs.values())))
+    outputs = list(tensors_in((result,)))
     if any(isinstance(argument, list | tuple) and len(argument) > 1 for argument in args):
         return Counter((_dtype([t]), 0, t.nbytes) for t in (*inputs, *outputs))
     moved = sum(t.nbytes for t in (*inputs, *outputs))

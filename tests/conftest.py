@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from bench.config import CONF, register_resolvers, trial_of
+from bench.config import register_resolvers, trial_from
 from bench.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +28,12 @@ torch.set_num_threads(
 def make_trial(*overrides: str) -> Trial:
     """The trial that `python bench/run.py OVERRIDES` would execute, timed as briefly as possible."""
     brief = ["timing.min_steps=2", "timing.max_steps=2", "timing.warmup_steps=2"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return trial_of(compose("config", overrides=[*brief, *overrides]))
+    return trial_from([*brief, *overrides])
+
+
+def pytest_collection_finish() -> None:
+    """The libraries' million objects stay; without this, each full collection walks them again."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,13 +75,13 @@ def door(
 BRIEF = ("timing.min_steps=3", "timing.max_steps=3")
 
 
+def run_into(results_dir: Path, *arguments: str, brief: bool = True) -> Command:
+    """Runs the door for real, briefly timed."""
+    given = [*arguments, *(BRIEF if brief else ()), f"results_dir={results_dir}"]
+    return Command(door(*given), results_dir)
+
+
 @pytest.fixture
 def bench_run(tmp_path: Path) -> Callable[..., Command]:
-    """Runs the door for real, briefly timed, into a folder of the test's own."""
-
-    def run(*arguments: str, brief: bool = True) -> Command:
-        results_dir = tmp_path / "results"
-        given = [*arguments, *(BRIEF if brief else ()), f"results_dir={results_dir}"]
-        return Command(door(*given), results_dir)
-
-    return run
+    """`run_into` a folder of the test's own."""
+    return partial(run_into, tmp_path / "results")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bench import gpus, isolate
-from bench.predictions import predictions
+from bench.pool import Simulator
+from bench.predictions import begun
 from bench.trial import Trial
 from tests.conftest import make_trial
 
@@ -117,6 +118,7 @@ def test_simulation_against_the_cuda_allocator(tmp_path: Path, overrides: tuple[
     assert measured.status == "ok", measured.reason
     card = gpus.by_device_name(measured.hardware["device_name"])
     workspaces = 2 * 32 * 2**20 if card is None else card.workspace_bytes
-    predicted = predictions(trial, "cuda")["simulate"]["peak_allocated_bytes"]
+    with Simulator() as simulator:
+        predicted = begun(trial, "cuda", simulator).result()["peak_allocated_bytes"]
     peak = measured.ranks[0]["peak_allocated_bytes"]
     assert 0.99 * (peak - workspaces) <= predicted <= 1.02 * peak

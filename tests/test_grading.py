@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from bench import grading
 from bench.grading import Grade, Graded, Overrides
+from bench.pool import Simulator
 from bench.predictions import grade_now
 from bench.rules import skip_reason
 from bench.trial import from_definition
@@ -21,23 +22,32 @@ from tests.conftest import Command, door, make_trial
 PICKED = grading.grid()
 DRAWN = grading.sample(40, seed=0)
 
-graded_once: Callable[[Overrides], Graded] = cache(grade_now)
+GradeOnce = Callable[[Overrides], Graded]
+
+
+@pytest.fixture(scope="module")
+def graded_once() -> Iterator[GradeOnce]:
+    """Measures and grades a configuration, once however many tests ask."""
+    with Simulator() as simulator:
+        yield cache(lambda overrides: grade_now(overrides, simulator))
 
 
 @pytest.mark.parametrize("overrides", [*PICKED, *DRAWN], ids=" ".join)
-def test_simulation_is_within_two_percent_and_never_one_percent_under(overrides: Overrides) -> None:
+def test_simulation_is_within_two_percent_and_never_one_percent_under(
+    graded_once: GradeOnce, overrides: Overrides
+) -> None:
     found = graded_once(overrides)
     assert -0.01 < found.errors["simulate"] <= 0.02
     for category, error in found.category_errors.items():
         assert abs(error) <= 0.02, category
 
 
-def test_the_median_error_of_simulation_is_within_half_a_percent() -> None:
+def test_the_median_error_of_simulation_is_within_half_a_percent(graded_once: GradeOnce) -> None:
     errors = [abs(graded_once(overrides).errors["simulate"]) for overrides in (*PICKED, *DRAWN)]
     assert statistics.median(errors) <= 0.005
 
 
-def test_the_closed_form_is_nearer_than_the_rule_of_thumb() -> None:
+def test_the_closed_form_is_nearer_than_the_rule_of_thumb(graded_once: GradeOnce) -> None:
     grades = grading.grades([graded_once(overrides) for overrides in PICKED])["all"]
     assert grades["simulate"].median < grades["closed_form"].median < grades["rule_of_thumb"].median
 

@@ -65,7 +65,7 @@ def test_a_trial_that_goes_well(log: Path) -> None:
 
 def test_each_trial_is_a_fresh_process_and_peaks_do_not_leak(log: Path) -> None:
     small = run(log=log).ranks[0]
-    run("model=llama-20m", log=log)
+    run("model=llama-20m", "seq_len=16", "micro_batch_size=1", log=log)
     again = run(log=log).ranks[0]
     assert again["peak_allocated_bytes"] == small["peak_allocated_bytes"]
     assert again["peak_host_rss_bytes"] < 2 * small["peak_host_rss_bytes"]
@@ -104,9 +104,10 @@ def test_a_segmentation_fault(at_stage, log: Path) -> None:  # type: ignore[no-u
 
 
 def test_a_hang_ends_at_the_timeout(log: Path) -> None:
-    outcome = run(*LONG, log=log, timeout_seconds=8)
+    run("method=estimate", log=log)  # the server is up
+    outcome = run(*LONG, log=log, timeout_seconds=5)
     assert outcome.status == "timeout"
-    assert outcome.reason == "still at 'timed steps' after timeout_seconds=8; ended"
+    assert outcome.reason == "still at 'timed steps' after timeout_seconds=5; ended"
     assert workers_of(server_pid()) == []
 
 

@@ -13,13 +13,54 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import results
-from tests.conftest import BRIEF, ROOT, Command, door
+from tests.conftest import BRIEF, ROOT, Command, door, run_into
 
 Run = Callable[..., Command]
 
 
-def test_the_readmes_sweep(bench_run: Run) -> None:
-    sweep = bench_run("-m", "precision=fp16,int8", "lora=on,off")
+# Starting a command costs more than what most tests ask of it: several read what one has left.
+
+
+@pytest.fixture(scope="module")
+def readmes_sweep(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    folder = tmp_path_factory.mktemp("readmes_sweep")
+    return run_into(folder, "-m", "precision=fp16,int8", "lora=on,off")
+
+
+@pytest.fixture(scope="module")
+def starved(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A single trial, twice, that runs out of memory."""
+    return run_into(tmp_path_factory.mktemp("starved"), "memory_limit_bytes=8000000", "replicates=2")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A single trial from another directory, whose results hold a torn file already."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    trials = folder / "mine" / "trials"
+    trials.mkdir(parents=True)
+    torn = trials / "torn.parquet"
+    torn.write_bytes(b"PAR1 and then no more")
+    done = door(*BRIEF, "results_dir=mine", cwd=folder)
+    torn.unlink()  # plain pandas reads all or nothing
+    return Command(done, folder / "mine")
+
+
+@pytest.fixture(scope="module")
+def two_at_once(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Rows of two sweeps that ran at the same time into one folder; the first one's trials twice each."""
+    folder = tmp_path_factory.mktemp("two_at_once")
+    command = [sys.executable, str(ROOT / "bench" / "run.py"), "-m", *BRIEF, "threads=1"]
+    both = [
+        subprocess.Popen([*command, *words, f"results_dir={folder}"], stdout=subprocess.DEVNULL)
+        for words in (("seed=1,2", "replicates=2"), ("seed=4,5,6",))
+    ]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    return pd.read_parquet(folder / "trials").sort_values("started_at", ignore_index=True)
+
+
+def test_the_readmes_sweep(readmes_sweep: Command) -> None:
+    sweep = readmes_sweep
     assert sweep.code == 0, sweep.err
     rows = sweep.rows
     assert list(rows["status"]) == ["ok"] * 4
@@ -93,10 +134,9 @@ def test_a_sweep_survives_its_worst_trials(bench_run: Run) -> None:
     assert "Logs" in sweep.out
 
 
-def test_out_of_memory_is_a_result(bench_run: Run) -> None:
-    trial = bench_run("memory_limit_bytes=8000000")
-    assert trial.code == 0
-    row = trial.rows.iloc[0]
+def test_out_of_memory_is_a_result(starved: Command) -> None:
+    assert starved.code == 0
+    row = starved.rows.iloc[0]
     assert row["status"] == "oom"
     assert row["oom_requested_bytes"] > 0
     assert row["peak_host_rss_bytes"] > 0
@@ -131,30 +171,26 @@ def test_a_results_dir_that_cannot_be_written_is_found_at_once(tmp_path: Path) -
     assert done.stderr == f"bench/run.py: results_dir={tmp_path}/file: Not a directory\n"
 
 
-def test_a_torn_file_in_the_folder_does_no_harm(bench_run: Run, tmp_path: Path) -> None:
-    trials = tmp_path / "results" / "trials"
-    trials.mkdir(parents=True)
-    (trials / "torn.parquet").write_bytes(b"PAR1 and then no more")
-    trial = bench_run()
-    assert trial.code == 0
-    assert "1 of 1 trials" in trial.out
-    assert trial.err == ""
+def test_a_torn_file_in_the_folder_does_no_harm(elsewhere: Command) -> None:
+    assert elsewhere.code == 0
+    assert "1 of 1 trials" in elsewhere.out
+    assert elsewhere.err == ""
 
 
-def test_replicates_are_fresh_interleaved_and_told_apart(bench_run: Run) -> None:
-    sweep = bench_run("-m", "seed=1,2", "replicates=2")
-    rows = sweep.rows
+def test_replicates_are_fresh_interleaved_and_told_apart(two_at_once: pd.DataFrame) -> None:
+    (sweep_id,) = two_at_once["sweep_id"][two_at_once["seed"] == 1].unique()
+    rows = two_at_once[two_at_once["sweep_id"] == sweep_id].reset_index(drop=True)
     assert list(zip(rows["seed"], rows["replicate"], strict=True)) == [(1, 0), (2, 0), (1, 1), (2, 1)]
     assert rows["trial_id"].nunique() == 2
     assert list(rows["losses"][0]) == list(rows["losses"][2]), "the same trial, the same mathematics"
 
 
-def test_replicates_of_a_single_trial(bench_run: Run) -> None:
-    assert len(bench_run("replicates=2").rows) == 2
+def test_replicates_of_a_single_trial(starved: Command) -> None:
+    assert len(starved.rows) == 2
 
 
-def test_the_recorded_command_reproduces_the_row(bench_run: Run, tmp_path: Path) -> None:
-    first = bench_run("-m", "precision=bf16,nf4", "lora=on", "model.layers=1").rows.iloc[1]
+def test_the_recorded_command_reproduces_the_row(readmes_sweep: Command, tmp_path: Path) -> None:
+    first = readmes_sweep.rows.iloc[2]
     command = first["overrides"].split()
     assert command[:2] == ["python", "bench/run.py"]
     again = tmp_path / "again"
@@ -168,29 +204,15 @@ def test_the_recorded_command_reproduces_the_row(bench_run: Run, tmp_path: Path)
     assert list(row["losses"]) == list(first["losses"])
 
 
-def test_rows_go_to_results_dir_whatever_the_current_directory(tmp_path: Path) -> None:
-    done = door(*BRIEF, "results_dir=mine", cwd=tmp_path)
-    assert done.returncode == 0
-    assert len(pd.read_parquet(tmp_path / "mine" / "trials")) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+def test_rows_go_to_results_dir_whatever_the_current_directory(elsewhere: Command) -> None:
+    assert elsewhere.code == 0
+    assert len(elsewhere.rows) == 1
+    assert [path.name for path in elsewhere.results_dir.parent.iterdir()] == ["mine"]
 
 
-def test_two_sweeps_at_once_into_one_folder(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "bench" / "run.py"),
-        "-m",
-        *BRIEF,
-        "threads=1",
-        f"results_dir={tmp_path}",
-    ]
-    both = [
-        subprocess.Popen([*command, f"seed={seeds}"], stdout=subprocess.DEVNULL)
-        for seeds in ("1,2,3", "4,5,6")
-    ]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
-    rows = pd.read_parquet(tmp_path / "trials")
-    assert sorted(rows["seed"]) == [1, 2, 3, 4, 5, 6]
+def test_two_sweeps_at_once_into_one_folder(two_at_once: pd.DataFrame) -> None:
+    rows = two_at_once
+    assert sorted(rows["seed"]) == [1, 1, 2, 2, 4, 5, 6]
     assert set(rows["status"]) == {"ok"}
     assert rows["sweep_id"].nunique() == 2
 
@@ -229,13 +251,14 @@ def test_plain_lines_and_one_table(bench_run: Run) -> None:
     assert "\x1b" not in out, "no terminal codes where there is no terminal"
 
 
-def test_the_row_is_as_contracted(bench_run: Run) -> None:
-    trial = bench_run("precision=bf16")
-    file = next((trial.results_dir / "trials").glob("*.parquet"))
-    stored = pq.read_schema(file)
-    assert stored.remove_metadata() == results.SCHEMA.remove_metadata()
-    assert stored.metadata[b"schema_version"] == b"1"
-    row = trial.rows.iloc[0]
+def test_the_row_is_as_contracted(readmes_sweep: Command) -> None:
+    files = [*(readmes_sweep.results_dir / "trials").glob("*.parquet")]
+    assert len(files) == 4
+    for file in files:
+        stored = pq.read_schema(file)
+        assert stored.remove_metadata() == results.SCHEMA.remove_metadata()
+        assert stored.metadata[b"schema_version"] == b"1"
+    row = readmes_sweep.rows.iloc[1]
     assert row["tokens_per_sec_per_device_ci_low"] <= row["tokens_per_sec_per_device"]
     assert row["tokens_per_sec_per_device"] <= row["tokens_per_sec_per_device_ci_high"]
     assert row["param_count"] == 664_192
