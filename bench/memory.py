@@ -82,6 +82,7 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         self._know("parameter", weight_tensors(self.run.model))
+        self._know("parameter", iter(self.run.host_weights))
         self._know("gradient", gradient_tensors(self.run.model))
         self._know("optimizer", self._optimizer_tensors())
         self._know("input", (t for batch in self.run.batches for t in batch.values()))

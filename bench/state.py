@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import bitsandbytes as bnb
@@ -57,6 +58,8 @@ class Run:
     gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
     new_cache: Callable[[], Any] = _no_cache
     cache: Any = None  # of the generation under way
+    host_weights: list[torch.Tensor] = field(default_factory=list)  # that hooks bring to the device
+    disk: TemporaryDirectory[str] | None = None  # where weights wait; it goes with the run
     sent_to_host: Callable[[torch.Tensor], None] = ignored
 
     @property
