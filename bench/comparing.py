@@ -177,7 +177,7 @@ def _compared(old: list[Row], new: list[Row], thresholds: Thresholds) -> Compari
 
 def _fastest(rows: list[Row]) -> list[float]:
     """Each replicate's fastest step, as a rate: steps a second."""
-    return [1 / min(row["step_seconds"]) for row in rows if row["step_seconds"]]
+    return [1 / min(row["step_seconds"]) for row in rows if row.get("step_seconds")]
 
 
 def _status(rows: list[Row]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench import grading
+from bench.config import trial_from
 from bench.grading import Grade, Graded, Overrides
 from bench.pool import Simulator
 from bench.predictions import grade_now
@@ -53,7 +54,7 @@ def test_the_closed_form_is_nearer_than_the_rule_of_thumb(graded_once: GradeOnce
 
 
 def test_the_grid_covers_every_level_and_four_architectures() -> None:
-    trials = [make_trial(*overrides) for overrides in PICKED]
+    trials = [trial_from([*grading.BRIEF, *overrides]) for overrides in PICKED]
     assert len(PICKED) >= 60
     assert all(skip_reason(trial, "cpu", 0) is None for trial in trials)
     assert {trial.model.family for trial in trials} == {"llama", "opt", "gpt2", "mt5"}
