@@ -92,14 +92,14 @@ _LLAMA_ALONE = (
 
 _INFERENCE = (
     "workload=prefill",
-    "workload=decode precision=bf16_pure kv_cache=static",
+    "workload=decode precision=bf16_pure",
     "workload=decode precision=int8 seq_len=40",
 )
 _INFERENCE_OF_LLAMA = (
     "workload=decode",
     "workload=decode kv_cache=static",
     "workload=prefill precision=fp16_pure",
-    "workload=decode precision=bf16_pure",
+    "workload=decode precision=bf16_pure kv_cache=static",
     "workload=prefill precision=int8",
     "workload=decode precision=int8",
     "workload=prefill precision=nf4",

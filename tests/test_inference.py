@@ -65,7 +65,7 @@ def test_offloaded_weights_make_the_same_logits(level: str) -> None:
     assert all(parameter.device.type == "meta" for parameter in elsewhere.model.parameters())
 
 
-# NF4 rounds normal values, in blocks of 64, by about 9 % of their root mean square: in each of 14 matrices here.
+# NF4 rounds normal values, in blocks of 64, by about 9 % of their root mean square: in each of 14 matrices.
 @pytest.mark.parametrize(("precision", "most"), [("bf16_pure", 0.02), ("int8", 0.02), ("nf4", 0.20)])
 def test_narrow_weights_stay_near_fp32(precision: str, most: float) -> None:
     def logits(level: str) -> torch.Tensor:
