@@ -33,6 +33,8 @@ def build(trial: Trial, device: torch.device, rank: int = 0, target: str | None 
             technique.apply(run)
     for technique in PLACING:
         technique.apply(run)
+    if trial.workload.inference:
+        run.model.eval().requires_grad_(False)
     run.batches = _batches(trial, int(run.model_config.vocab_size), device, rank)
     return run
 
@@ -47,6 +49,8 @@ def _batches(
     def tokens() -> torch.Tensor:
         return torch.randint(vocab_size, shape, generator=generator).to(device)
 
+    if trial.workload.inference:
+        return [{"input_ids": tokens()}]
     batches = []
     for _ in range(trial.grad_accum_steps):
         source = tokens()

@@ -59,6 +59,9 @@ class Command:
 def register_resolvers() -> None:
     """`${repo:}` in conf/ is the repository, whatever the current directory."""
     OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver(
+        "unquantised", lambda workload: "float32" if workload == "train" else "bfloat16", replace=True
+    )
 
 
 def trial_of(config: DictConfig) -> Trial:

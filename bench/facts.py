@@ -10,7 +10,7 @@ from bench import flops
 from bench.memory import Tracker
 from bench.models import attention_of, blocks_of
 from bench.state import Run, parameter_counts, parameter_sizes
-from bench.step import step
+from bench.step import once
 from bench.techniques import TECHNIQUES
 from bench.timeline import Attribution, Segment
 
@@ -81,7 +81,7 @@ def watched_step(run: Run, times: int = 1) -> tuple[dict[str, Any], Tracker]:
 
 def _tracked(run: Run) -> Tracker:
     with Tracker(run) as tracker:
-        step(run, tracker.enter_phase)
+        once(run, tracker.enter_phase)
     return tracker
 
 

@@ -22,7 +22,16 @@ _LINES = 7
 _NAMES = dict(
     zip(
         BYTES,
-        ("parameters", "gradients", "optimizer", "activations", "temporaries", "inputs", "untracked"),
+        (
+            "parameters",
+            "gradients",
+            "optimizer",
+            "activations",
+            "KV cache",
+            "temporaries",
+            "inputs",
+            "untracked",
+        ),
         strict=True,
     )
 )
@@ -52,7 +61,7 @@ def memory(study: pd.DataFrame) -> Chart | None:
             y=y,
             color=alt.Color(
                 "category:N",
-                scale=alt.Scale(domain=list(_NAMES.values()), range=colours(0, 1, 2, 3, 4, 5, 6)),
+                scale=alt.Scale(domain=list(_NAMES.values()), range=colours(0, 1, 2, 3, 7, 4, 5, 6)),
                 legend=alt.Legend(title=None, orient="top", columns=4),
             ),
             order=alt.Order("nth:Q"),

@@ -48,6 +48,8 @@ def step_flops(
         trains, 4 N_frozen + 6 N_lora under LoRA. Full checkpointing repeats the forward of the blocks;
         selective checkpointing repeats no matmul.
     """
+    if trial.workload.inference:
+        return (_inference_flops(trial, matmul_params, block_matmul_params),) * 2
     sides = 2 if trial.model.encoder_decoder else 1
     tokens = trial.tokens_per_step / sides  # each parameter of an encoder-decoder sees one side
     forward = 2 * matmul_params * tokens
@@ -57,3 +59,17 @@ def step_flops(
     if trial.checkpointing.name != "on":
         return model_flops, model_flops
     return model_flops, model_flops + 2 * block_matmul_params * tokens + attention
+
+
+def _inference_flops(trial: Trial, matmul_params: int, block_matmul_params: int) -> float:
+    """FLOPs of a prompt's forward, or of one decoded token (of average context) of each sequence.
+
+    The head multiplies the last position alone; a decoded token attends to all that came before it.
+    """
+    model, batch = trial.model, trial.micro_batch_size
+    head = 2 * (matmul_params - block_matmul_params) * batch
+    if trial.workload.name == "prefill":
+        return 2 * block_matmul_params * batch * trial.seq_len + head + attention_flops(trial)
+    context = trial.seq_len + trial.workload.decode_tokens / 2
+    attention = 4 * context * model.heads * model.head_dim * model.layers * batch
+    return 2 * block_matmul_params * batch + head + attention

@@ -22,7 +22,7 @@ from bench.trial import Trial
 
 PREDICTORS = ("simulate", "closed_form", "rule_of_thumb")
 UNDER = -0.01  # an under-estimate beyond this counts
-AXES = ("model", "precision", "lora", "checkpointing", "fsdp", "offload", "optimizer")
+AXES = ("model", "workload", "precision", "lora", "checkpointing", "fsdp", "offload", "optimizer")
 BRIEF = ("timing.warmup_steps=2", "timing.min_steps=2", "timing.max_steps=2", "device=cpu", "threads=1")
 
 Overrides = tuple[str, ...]
@@ -90,11 +90,37 @@ _LLAMA_ALONE = (
     "fsdp=no_shard fsdp.world_size=2 grad_accum_steps=2 lora=on",
 )
 
+_INFERENCE = (
+    "workload=prefill",
+    "workload=decode precision=bf16_pure",
+    "workload=decode precision=int8 seq_len=40",
+)
+_INFERENCE_OF_LLAMA = (
+    "workload=decode",
+    "workload=decode kv_cache=static",
+    "workload=prefill precision=fp16_pure",
+    "workload=decode precision=bf16_pure kv_cache=static",
+    "workload=prefill precision=int8",
+    "workload=decode precision=int8",
+    "workload=prefill precision=nf4",
+    "workload=decode precision=nf4",
+    "workload=decode precision=nf4 seq_len=16 workload.decode_tokens=20",
+    "workload=decode seq_len=8 workload.decode_tokens=40",
+    "workload=decode seq_len=8 workload.decode_tokens=40 kv_cache=static precision=fp16_pure",
+    "workload=prefill micro_batch_size=1 seq_len=500",
+    "workload=decode micro_batch_size=8 seq_len=64 precision=bf16_pure",
+    "workload=decode model.layers=4 precision=int8 micro_batch_size=1 seq_len=200",
+    "workload=decode model.layers=3 precision=fp16_pure micro_batch_size=2 seq_len=33 kv_cache=static",
+)
+
 
 def grid() -> list[Overrides]:
     """The configurations that were picked: every level of every axis, on every architecture."""
     picked = [(*base, *also.split()) for base in ARCHITECTURES.values() for also in _EVERYWHERE]
-    return picked + [(*ARCHITECTURES["llama"], *also.split()) for also in _LLAMA_ALONE]
+    decoders = [base for name, base in ARCHITECTURES.items() if name != "mt5"]
+    picked += [(*base, *also.split()) for base in decoders for also in _INFERENCE]
+    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA)
+    return picked + [(*ARCHITECTURES["llama"], *also.split()) for also in alone]
 
 
 def sample(count: int, seed: int) -> list[Overrides]:

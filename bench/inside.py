@@ -1,10 +1,13 @@
 """What operations allocate inside themselves, where a dispatch mode sees no tensor.
 
-On a CPU three kinds are known well enough to be predicted; what is left is `untracked_bytes`:
+On a CPU four kinds are known well enough to be predicted; what is left is `untracked_bytes`:
   bitsandbytes   its CPU kernels are Python: run by `opened`, everything they make is seen. The native code
                  that they call at the end works in place.
   mixed dtypes   an elementwise kernel first copies the operands that are not in the common dtype
                  (TensorIteratorBase::build in ATen/TensorIterator.cpp; the GPU converts on the fly)
+  bmm            oneDNN's, for 16-bit types, first copies operands that are neither contiguous nor
+                 transposed: a head's weight once for each sequence, where logits are made of the last
+                 position alone (mkldnn_matmul in ATen/native/mkldnn/Matmul.cpp)
   collectives    gloo reduce-scatters a copy of its input and gathers into a copy of its output
                  (ProcessGroupGloo::reduce_scatter_tensor_coalesced, AsyncAllgatherWork)
 """
@@ -89,15 +92,35 @@ def passing_bytes(func: Any, args: Any, result: Any, target: str) -> int:
     """
     if target != "cpu":
         return as_cuda.passing_bytes(func, args)
+    if func is torch.ops.aten.bmm.default:
+        return _rearranged_bytes(*args)
     if func in _COPIED_ARGUMENT:
         return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
     if torch.Tag.pointwise not in func.tags:
         return 0
-    operands = [t for t in tensors_in(args) if t.is_floating_point()]
-    shaped = [t for t in operands if t.dim()]
-    if len({t.dtype for t in shaped}) < 2:
+    shaped = [t for t in tensors_in(args) if t.dim() and t.dtype != torch.bool]  # conditions are not copied
+    if len({t.dtype for t in shaped}) < 2 or not any(t.is_floating_point() for t in shaped):
         return 0
     common = reduce(torch.promote_types, (t.dtype for t in shaped))
     outputs = [t for t in tensors_in((result,)) if t.is_floating_point()]
     converted = [t for t in (*shaped, *outputs) if t.dtype != common]
     return sum(t.numel() * common.itemsize for t in converted)
+
+
+_ONEDNN_LEAST = 16 * 16 * 16  # multiplications from which torch hands a product to oneDNN
+
+
+def _rearranged_bytes(first: torch.Tensor, second: torch.Tensor) -> int:
+    """What a batched product on a CPU copies before it multiplies [b, m, k] by [b, k, n]."""
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }.get(first.dtype)
+    if supported is None or not supported() or first.numel() * second.shape[2] <= _ONEDNN_LEAST:
+        return 0
+    return sum(t.numel() * t.itemsize for t in (first, second) if not _as_onednn_takes_it(t))
+
+
+def _as_onednn_takes_it(tensor: torch.Tensor) -> bool:
+    _, rows, columns = tensor.shape
+    return tensor.is_contiguous() or tensor.stride() == (rows * columns, 1, rows)

@@ -15,6 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from bench import device as accelerator
 from bench import facts
 from bench.allocator import CpuRecorder
 from bench.build import build
+from bench.inference import generate
 from bench.machine import Health, Sensors, process_bytes
 from bench.state import Run
-from bench.step import step
+from bench.step import once, step
 from bench.timing import relative_width
 from bench.trial import Timing, Trial
 
@@ -134,42 +136,83 @@ def _alike(device: torch.device, step_seconds: list[float]) -> int:
 
 def _warm_up(run: Run) -> dict[str, Any]:
     """The steps nobody times, the first of which makes the optimizer's state."""
+    count = run.trial.timing.warmup_steps
+    if run.trial.workload.inference:
+        started = time.perf_counter()
+        generate(run, look=_require_finite_logits)
+        cold_step_seconds = time.perf_counter() - started
+        for _ in range(count - 1):
+            generate(run)
+        return {"warmup_losses": [], "cold_step_seconds": cold_step_seconds}
     started = time.perf_counter()
     losses = [step(run).item()]
     cold_step_seconds = time.perf_counter() - started
-    losses += [step(run).item() for _ in range(run.trial.timing.warmup_steps - 1)]
+    losses += [step(run).item() for _ in range(count - 1)]
     _require_finite(losses)
     return {"warmup_losses": losses, "cold_step_seconds": cold_step_seconds}
 
 
 def _timed(run: Run, timing: Timing) -> dict[str, Any]:
     """Blocks of steps until the interval is narrow enough or a budget is spent; no step is dropped."""
-    seconds: list[float] = []
-    losses: list[float] = []
-    block_seconds = 0.0
+    block = _decoded if run.trial.workload.name == "decode" else _stepped
+    found = Timed()
     reason = ""
     while not reason:
-        count = min(_BLOCK_STEPS, timing.max_steps - len(seconds))
-        stopwatch = accelerator.Stopwatch(run.device)
-        results: list[torch.Tensor] = []
         _line_up(run.device)
-        started = time.perf_counter()
-        stopwatch.mark()
-        for _ in range(count):
-            results.append(step(run))
-            stopwatch.mark()
-        accelerator.synchronize(run.device)
-        block_seconds += time.perf_counter() - started
-        seconds += stopwatch.seconds()
-        losses += [loss.item() for loss in results]
-        _require_finite(losses)
-        reason = _agree(run.device, _stop_reason(seconds, block_seconds, timing))
-    return {
-        "step_seconds": seconds,
-        "block_seconds": block_seconds,
-        "timed_losses": losses,
+        block(run, timing.max_steps - len(found.seconds), found)
+        _require_finite(found.losses)
+        reason = _agree(run.device, _stop_reason(found.seconds, found.block_seconds, timing))
+    columns = {
+        "step_seconds": found.seconds,
+        "block_seconds": found.block_seconds,
+        "timed_losses": found.losses,
         "stop_reason": reason,
     }
+    if found.first_seconds:
+        columns["first_token_seconds"] = statistics.median(found.first_seconds)
+    return columns
+
+
+@dataclass
+class Timed:
+    """What blocks of steps have shown so far; `first_seconds` are from a prompt to its first token."""
+
+    seconds: list[float] = field(default_factory=list)
+    first_seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    block_seconds: float = 0.0
+
+
+def _stepped(run: Run, left: int, found: Timed) -> None:
+    """A block of steps, or of prompts, with one synchronisation at each end."""
+    inference = run.trial.workload.inference
+    stopwatch = accelerator.Stopwatch(run.device)
+    results: list[torch.Tensor] = []
+    started = time.perf_counter()
+    stopwatch.mark()
+    for _ in range(min(_BLOCK_STEPS, left)):
+        results.append(generate(run) if inference else step(run))
+        stopwatch.mark()
+    accelerator.synchronize(run.device)
+    found.block_seconds += time.perf_counter() - started
+    laps = stopwatch.seconds()
+    found.seconds += laps
+    if inference:
+        found.first_seconds += laps
+    else:
+        found.losses += [loss.item() for loss in results]
+
+
+def _decoded(run: Run, _left: int, found: Timed) -> None:
+    """One generation: the time to the first token apart, then each further token is a step."""
+    stopwatch = accelerator.Stopwatch(run.device)
+    stopwatch.mark()
+    generate(run, mark=stopwatch.mark)
+    accelerator.synchronize(run.device)
+    first, *others = stopwatch.seconds()
+    found.first_seconds.append(first)
+    found.seconds += others
+    found.block_seconds += sum(others)
 
 
 def _stop_reason(seconds: list[float], spent: float, timing: Timing) -> str:
@@ -187,6 +230,13 @@ def _require_finite(losses: list[float]) -> None:
         raise NonFiniteLoss(
             f"the loss became {losses[-1]}: the training diverged, and its steps are not representative; "
             f"try a smaller optimizer.lr, a larger optimizer.eps, or precision=bf16"
+        )
+
+
+def _require_finite_logits(logits: torch.Tensor) -> None:
+    if not torch.isfinite(logits).all():
+        raise NonFiniteLoss(
+            "the logits are not finite: the model's arithmetic overflowed; try precision=bf16_pure"
         )
 
 
@@ -256,10 +306,10 @@ def _cpu_allocator(trial: Trial, device: torch.device, rank: int, alike: int = 1
             run = build(trial, device, rank)
         with recorder.span("cold"):
             for _ in range(trial.timing.warmup_steps):
-                step(run)
+                once(run)
         for index in range(alike):
             with recorder.span(f"steady/{index}"):
-                step(run)
+                once(run)
     allocations = recorder.allocations()
     return {
         "build_peak_allocated_bytes": allocations.peak("build"),

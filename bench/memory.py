@@ -10,6 +10,7 @@ What the categories mean:
   gradient    what becomes some parameter's .grad, from its birth on
   optimizer   the optimizer's state
   activation  born in a forward and kept for the backward, autocast's 16-bit copies of weights included
+  kv_cache    keys and values of earlier tokens, where a model infers
   temporary   everything else, FSDP's gathered weights included (`gathered_max_bytes` tells them apart)
   input       the batches
 """
@@ -33,7 +34,7 @@ from bench import inside
 from bench.caching import MIN_BLOCK_BYTES, reserved_bytes, rounded
 from bench.operands import tensors_in
 from bench.roofline import Work, work_of
-from bench.state import Run, gradient_tensors, ignored, optimizer_tensors, weight_tensors
+from bench.state import Run, cache_tensors, gradient_tensors, ignored, optimizer_tensors, weight_tensors
 from bench.timeline import Attribution, Mark, Segment, Storage, Timeline
 
 _SMALLEST_PAGED = 100_000  # elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)
@@ -81,8 +82,9 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         self._know("parameter", weight_tensors(self.run.model))
+        self._know("parameter", iter(self.run.host_weights))
         self._know("gradient", gradient_tensors(self.run.model))
-        self._know("optimizer", optimizer_tensors(self.run.optimizer))
+        self._know("optimizer", self._optimizer_tensors())
         self._know("input", (t for batch in self.run.batches for t in batch.values()))
         self.run.sent_to_host = self._on_host
         self._stack.callback(setattr, self.run, "sent_to_host", ignored)
@@ -132,10 +134,14 @@ class Tracker:
             self._keep(s for s, _ in self._timeline.changes)
         if phase == "done":  # quantisation state may have been made anew in the forward
             self._know("parameter", weight_tensors(self.run.model))
-            self._know("optimizer", optimizer_tensors(self.run.optimizer))
-        self._micro_step += phase == "forward"
+            self._know("optimizer", self._optimizer_tensors())
+        self._know("kv_cache", cache_tensors(self.run.cache))
+        self._micro_step += phase in ("forward", "prefill", "decode")
         self._phase = phase
         self._mark()
+
+    def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
+        return iter(()) if self.run.trial.workload.inference else optimizer_tensors(self.run.optimizer)
 
     def segments(self) -> list[Segment]:
         """What each stretch of the step held, storages as they turned out."""

@@ -25,6 +25,7 @@ from bench.document import Report
 FILTERS = (
     "status",
     "model",
+    "workload",
     "method",
     "precision",
     "lora",

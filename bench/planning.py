@@ -177,7 +177,10 @@ def _largest(size: int, once: dict[str, Any], twice: dict[str, Any], space: int)
     """
     largest = _MOST_SEQUENCES
     for phase in PHASES:
-        peak, more = (columns[f"{phase}_tracked_peak_bytes"] for columns in (once, twice))
+        name = f"{phase}_tracked_peak_bytes"
+        if name not in once:  # of training, or of inference
+            continue
+        peak, more = once[name], twice[name]
         each = (more - peak) / size
         if each > 0:
             largest = min(largest, size + int((space - peak) // each))

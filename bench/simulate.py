@@ -16,7 +16,7 @@ import torch
 from bench import facts, roofline
 from bench.build import build
 from bench.imagined import imagined
-from bench.step import step
+from bench.step import once
 from bench.timeline import Segment, at_depth, onwards, shallow_depths
 from bench.trial import Trial
 
@@ -44,7 +44,7 @@ def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
         run = build(trial, torch.device("cpu"), target=target)
         columns = facts.size(run)
         for _ in range(_SETTLING_STEPS):
-            step(run)
+            once(run)
         columns["evidence"], tracker = facts.watched_step(run)
     columns["work"] = tracker.work
     if target != "cpu":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import bitsandbytes as bnb
@@ -30,13 +31,17 @@ def _no_sync_needed(_model: nn.Module, _last: bool) -> AbstractContextManager[An
     return nullcontext()
 
 
+def _no_cache() -> Any:
+    raise AssertionError("only inference has a key-value cache")
+
+
 def ignored(_tensor: torch.Tensor) -> None:
     """What `Run.sent_to_host` does while nobody watches."""
 
 
 @dataclass
 class Run:
-    """A trial under construction, then in training.
+    """A trial under construction, then in training or inference.
 
     `batches` holds one batch for each micro-step, every value [micro_batch_size, seq_len]. `target` is the
     type of device whose memory is asked about: where it runs, or where a simulated trial would.
@@ -46,11 +51,15 @@ class Run:
     device: torch.device
     target: str
     model: nn.Module
-    optimizer: torch.optim.Optimizer = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)  # of what trains; inference has none
     scaler: torch.amp.GradScaler = field(init=False)
     batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
     activation_offload: _Offload | None = None
     gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
+    new_cache: Callable[[], Any] = _no_cache
+    cache: Any = None  # of the generation under way
+    host_weights: list[torch.Tensor] = field(default_factory=list)  # that hooks bring to the device
+    disk: TemporaryDirectory[str] | None = None  # where weights wait; it goes with the run
     sent_to_host: Callable[[torch.Tensor], None] = ignored
 
     @property
@@ -133,6 +142,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor
                 yield local(value)
     for value in getattr(optimizer, "name2qmap", {}).values():
         yield value
+
+
+def cache_tensors(cache: Any) -> Iterator[torch.Tensor]:
+    """Keys and values that a cache holds right now; nothing if there is none."""
+    for layer in cache.layers if cache is not None else ():
+        for tensor in (layer.keys, layer.values):
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                yield tensor
 
 
 def parameter_sizes(model: nn.Module) -> dict[nn.Parameter, int]:

@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 import torch
 
+from bench.inference import generate
 from bench.state import Run
 
 
 def _unwatched(_phase: str) -> None:
     pass
+
+
+def once(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
+    """What the workload repeats: a training step, or a generation."""
+    return generate(run, enter) if run.trial.workload.inference else step(run, enter)
 
 
 def step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from bench.categories import CATEGORIES
 
-TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer")
+TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
 PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
 PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
 STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # better first
@@ -28,6 +28,7 @@ COLUMNS = (
     *("grad_accum_steps", "seed", "threads", "overrides", "definition", "param_count"),
     *("trainable_param_count", "peak_allocated_bytes", "peak_reserved_bytes", "tracked_peak_bytes"),
     *(*BYTES, "peak_phase", "peak_host_rss_bytes", "host_max_bytes", "oom_requested_bytes"),
+    *("decode_tokens", "first_token_seconds", "step_seconds_p95"),
     *("step_seconds_median", "step_seconds_iqr", "step_outliers", "stop_reason", "mfu", "hfu"),
     *(f"tokens_per_sec_per_device{end}" for end in ("", "_ci_low", "_ci_high")),
     *("tokens_per_sec_global", "evidence", "device_throttled", "device_shared", "device_name"),
@@ -98,7 +99,9 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
     """The definition, flat; rows that have none are described by their columns."""
     if isinstance(row["definition"], str):
         return dict(_flat(json.loads(row["definition"]), ""))
-    named = {f"{axis}.name": row[axis] for axis in (*TECHNIQUES, "model", "workload")}
+    named = {
+        f"{axis}.name": row[axis] for axis in (*TECHNIQUES, "model", "workload") if pd.notna(row[axis])
+    }
     rank = {} if pd.isna(row["lora_rank"]) else {"lora.rank": int(row["lora_rank"])}
     sharded = {} if row["fsdp"] == "off" else {"fsdp.world_size": int(row["world_size"])}
     shape = {key: row[key] for key in ("micro_batch_size", "seq_len", "grad_accum_steps", "method")}
@@ -172,9 +175,11 @@ def _differing(facts: list[dict[str, Any]], ignored: tuple[str, ...]) -> list[st
 
 def piece(axis: str, facts: dict[str, Any]) -> str:
     """A trial's level on an axis in the field's words: `LoRA r16`, `FSDP full_shard ×2`; "" for none."""
-    level = str(facts[f"{axis}.name"])
+    level = str(facts.get(f"{axis}.name", "off"))
     if axis in ("precision", "optimizer"):
         return level
+    if axis == "kv_cache":
+        return "" if level in ("off", "dynamic") else f"{level} cache"
     if level == "off":
         return ""
     if axis == "lora":
@@ -209,7 +214,8 @@ def _baselines(merged: pd.DataFrame) -> list[Any]:
     optimizers = [*PLAIN_OPTIMIZERS, *sorted(set(merged["optimizer"]) - set(PLAIN_OPTIMIZERS))]
     ranked = merged.assign(
         many=sum((merged[axis] != level).astype(int) for axis, level in PLAIN.items())
-        + ~merged["optimizer"].isin(PLAIN_OPTIMIZERS),
+        + ~merged["optimizer"].isin(PLAIN_OPTIMIZERS)
+        + (merged["kv_cache"] == "static"),
         nth=merged["optimizer"].map(optimizers.index),
         impossible=merged["status"] == "skipped",
     )

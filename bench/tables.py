@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.categories import CATEGORIES
 from bench.grading import Graded, graded
 from bench.studies import TECHNIQUES, each, reference, tell_apart, without
 from bench.trial import from_definition
@@ -185,13 +186,11 @@ def _kind(device: str) -> str:
 
 def rows_table(trials: pd.DataFrame) -> pd.DataFrame:
     """Every trial on one line, in units to read: the report's last table, and trials.csv."""
-    gib = {
-        f"{name} GiB": trials[f"{name}_bytes"] / 2**30 for name in ("parameter", "gradient", "optimizer")
-    }
-    gib |= {f"{name} GiB": trials[f"{name}_bytes"] / 2**30 for name in ("activation", "temporary", "input")}
+    gib = {f"{category} GiB": trials[f"{category}_bytes"] / 2**30 for category in CATEGORIES}
     return pd.DataFrame(
         {
             "model": trials["model"],
+            "workload": trials["workload"],
             "techniques": trials["label"],
             "status": trials["status"],
             "peak GiB": trials[PEAK] / 2**30,

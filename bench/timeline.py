@@ -93,8 +93,9 @@ class Attribution:
             gathered=most["gathered"],
             host=most["host"],
             peak_by_phase={
-                phase: max((s.peak for s in segments if s.mark.phase == phase), default=0)
+                phase: max(s.peak for s in segments if s.mark.phase == phase)
                 for phase in PHASES
+                if any(s.mark.phase == phase for s in segments)
             },
         )
 

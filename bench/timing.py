@@ -55,6 +55,7 @@ def columns(step_seconds: list[float], *, tokens_per_step: int, world_size: int)
         "step_seconds": step_seconds,
         "step_seconds_median": median,
         "step_seconds_iqr": third - first,
+        "step_seconds_p95": float(np.quantile(step_seconds, 0.95)),
         "step_outliers": sum(not first - fence <= s <= third + fence for s in step_seconds),
         "tokens_per_step": tokens_per_step,
         "tokens_per_sec_per_device": rate,

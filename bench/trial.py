@@ -176,7 +176,7 @@ class Offload:
     name: str
 
     def __post_init__(self) -> None:
-        _one_of("offload.name", self.name, ("off", "params", "activations"))
+        _one_of("offload.name", self.name, ("off", "params", "activations", "disk"))
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,26 @@ class Workload:
     """What a step does."""
 
     name: str
+    decode_tokens: int = 32
 
     def __post_init__(self) -> None:
-        _one_of("workload.name", self.name, ("train",))
+        _one_of("workload.name", self.name, ("train", "prefill", "decode"))
+        _at_least("workload.decode_tokens", self.decode_tokens, 2)
+
+    @property
+    def inference(self) -> bool:
+        """Whether nothing trains."""
+        return self.name != "train"
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """How keys and values of earlier tokens are kept; counts only where nothing trains."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _one_of("kv_cache.name", self.name, ("dynamic", "static"))
 
 
 @dataclass(frozen=True)
@@ -260,6 +277,7 @@ class Trial:
     optimizer: Optimizer
     workload: Workload
     timing: Timing
+    kv_cache: KvCache = KvCache("dynamic")
     method: str = "measure"
     formula: str = "closed_form"
     whole: bool = False
@@ -299,8 +317,29 @@ class Trial:
         return self.world_size if self.method == "measure" else 1
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of one sequence whose keys and values are kept in the end; 0 where it trains.
+
+        The last token that is decoded is not fed back.
+        """
+        if not self.workload.inference:
+            return 0
+        return self.seq_len + (self.workload.decode_tokens - 1 if self.workload.name == "decode" else 0)
+
+    @property
+    def quantises_weights(self) -> bool:
+        """Whether the blocks' weights are stored quantised; int8 weights that train are not."""
+        frozen = self.lora.enabled or self.workload.inference
+        return self.precision.quantization == "nf4" or (self.precision.quantization == "int8" and frozen)
+
+    @property
     def tokens_per_step(self) -> int:
-        """Tokens one rank processes in a step; an encoder-decoder's source and target both count."""
+        """Tokens one rank processes in a step; an encoder-decoder's source and target both count.
+
+        Where it decodes, a step is one new token of each sequence.
+        """
+        if self.workload.name == "decode":
+            return self.micro_batch_size
         sides = 2 if self.model.encoder_decoder else 1
         return self.micro_batch_size * self.seq_len * self.grad_accum_steps * sides
 
@@ -310,6 +349,10 @@ class Trial:
         for axis in ("lora", "fsdp"):
             if whole[axis]["name"] == "off":
                 whole[axis] = {"name": "off"}
+        if self.workload.name != "decode":
+            del whole["workload"]["decode_tokens"]
+        if not self.workload.inference:
+            del whole["kv_cache"]
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
             if self.method != method:
                 del whole[key]
@@ -350,5 +393,6 @@ _PARTS: dict[str, Any] = {
     "offload": Offload,
     "optimizer": Optimizer,
     "workload": Workload,
+    "kv_cache": KvCache,
     "timing": Timing,
 }

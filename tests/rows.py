@@ -168,6 +168,7 @@ def held_bytes(what: Trial) -> dict[str, int]:
         "gradient": int(trains * each) // shared // 2,  # half of them wait at the peak
         "optimizer": int(2 * trains * each) // shared,
         "activation": blocks + tokens * model.vocab_size * 4,
+        "kv_cache": 0,
         "temporary": tokens * model.vocab_size * 4 + gathered,
         "input": tokens * 8,
     }

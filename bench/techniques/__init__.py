@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from bench.state import Run
-from bench.techniques import checkpointing, fsdp, lora, offload, optimizer, precision
+from bench.techniques import checkpointing, fsdp, kv_cache, lora, offload, optimizer, precision
 
 Evidence = dict[str, Any]
 
@@ -32,5 +32,5 @@ class Technique(Protocol):
 
 # What the modules are, decided on shapes alone; then where the bytes live and what owns state.
 SHAPING = cast("tuple[Technique, ...]", (precision, lora, checkpointing))
-PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer))
+PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer, kv_cache))
 TECHNIQUES = (*SHAPING, *PLACING)

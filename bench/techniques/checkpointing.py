@@ -77,6 +77,8 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
     def evidence() -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
+        if run.trial.workload.inference:
+            return {"blocks": len(hooks)}
         steps = run.trial.grad_accum_steps
         recomputed = sum(1 for n in calls.values() if n > steps)
         if run.trial.checkpointing.name != "off" and (not hooks or recomputed < len(hooks)):

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.models import DTYPES
 from bench.state import NotInForce, Run
+from bench.trial import Trial
 from bench.weights import materialise, values_of
 
 
@@ -38,7 +39,8 @@ def apply(run: Run) -> None:
         "names": {parameter: name for name, parameter in run.model.named_parameters()},
         "made": {},
         "values": values_of(trial),
-        "device": run.device,
+        # what inference offloads never was on the device: it may not fit there
+        "device": torch.device("cpu") if _waits_elsewhere(trial) else run.device,
         "compute_dtype": DTYPES[trial.precision.compute_dtype],
     }
     if trial.fsdp.shards:
@@ -55,6 +57,10 @@ def apply(run: Run) -> None:
             # Gradients as views of the buckets: otherwise DDP holds every gradient twice.
             run.model = DistributedDataParallel(run.model, gradient_as_bucket_view=True, init_sync=False)
             run.gradient_sync = _ddp_gradient_sync
+
+
+def _waits_elsewhere(trial: Trial) -> bool:
+    return trial.workload.inference and trial.offload.name in ("params", "disk")
 
 
 def _sharding(run: Run) -> dict[str, Any]:

@@ -5,6 +5,9 @@
 save_on_cpu in one thing: it leaves weights alone. Autograd saves them for backward too, and a copy of a
 weight on the host saves no byte of the device, where the weight stays anyway.
 
+For inference `params` and `disk` are accelerate's hooks: weights wait on the host, or in files, and come to
+the device for as long as their block computes.
+
 On a CPU device the host is the device: the copies are real, and nothing is saved. The row shows it.
 """
 
@@ -12,8 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import accelerate
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -63,8 +69,36 @@ class ActivationOffload:
 
 def apply(run: Run) -> None:
     """Sets the context in which the forward saves its tensors."""
-    if run.trial.offload.name == "activations":
+    level = run.trial.offload.name
+    if level == "activations":
         run.activation_offload = ActivationOffload(run)
+    elif run.trial.workload.inference and level in ("params", "disk"):
+        _hook_weights(run, to_disk=level == "disk")
+
+
+def _hook_weights(run: Run, *, to_disk: bool) -> None:
+    options: dict[str, Any] = {
+        "execution_device": run.device,
+        "preload_module_classes": sorted({type(block).__name__ for _, block in run.named_blocks()}),
+    }
+    if to_disk:
+        run.disk = TemporaryDirectory(prefix="bench-weights-")
+        accelerate.disk_offload(run.model, run.disk.name, **options)
+        return
+    waiting = {name: parameter.detach().cpu() for name, parameter in run.model.state_dict().items()}
+    run.host_weights = list(waiting.values())
+    accelerate.cpu_offload(run.model, state_dict=waiting, **options)
+
+
+def _weights_elsewhere(run: Run) -> dict[str, Any]:
+    """What waits outside the device between forwards; nothing of the model may be left on it."""
+    left = sum(p.nbytes for p in run.model.parameters() if p.device.type != "meta")
+    if left:
+        raise NotInForce(f"offload={run.trial.offload.name}: {left} bytes of weights stay on the device")
+    if run.disk is not None:
+        return {"disk_bytes": sum(path.stat().st_size for path in Path(run.disk.name).glob("*.dat"))}
+    moved = sum(tensor.nbytes for tensor in run.host_weights)
+    return {"offloaded_bytes": moved, "host_is_device": run.target == "cpu"}
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
@@ -76,6 +110,8 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
         level = run.trial.offload.name
         if level == "off":
             return {}
+        if run.trial.workload.inference:
+            return _weights_elsewhere(run)
         if offload:
             moved = offload.offloaded_bytes - before
         else:

@@ -47,6 +47,8 @@ def make(trial: Trial, parameters: list[torch.nn.Parameter]) -> torch.optim.Opti
 
 def apply(run: Run) -> None:
     """Makes the optimizer over what trains; its state appears in the first step."""
+    if run.trial.workload.inference:
+        return
     run.optimizer = make(run.trial, [p for p in run.model.parameters() if p.requires_grad])
 
 
@@ -66,6 +68,9 @@ def _implementation(optimizer: torch.optim.Optimizer) -> str:
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """The optimizer's class, its implementation, and the dtypes of its state."""
+
+    if run.trial.workload.inference:
+        return dict
 
     def evidence() -> dict[str, Any]:
         found: dict[str, Any] = {"optimizer_class": type(run.optimizer).__name__}

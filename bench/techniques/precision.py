@@ -85,8 +85,11 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
                 quant_type="nf4",
                 quant_storage=storage,
             )
+            # On CPUs with AVX512-BF16 bitsandbytes repacks weights for inference, and fails where a row is
+            # not a whole number of blocks; what is measured must not depend on that.
+            linear.support_avx512bf16_for_cpu = False
         else:
-            trainable = not trial.lora.enabled
+            trainable = not trial.quantises_weights
             linear = Int8Linear(
                 in_features,
                 out_features,

@@ -1,0 +1,55 @@
+"""Inference, whole: a prompt and new tokens after it, greedily; what is timed, and what prediction runs.
+
+As transformers' `generate` does it, without what surrounds it (stopping, sampling, streaming): the prompt
+in one forward that fills the cache and makes logits of its last position alone, then one forward a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from bench.state import Run
+
+Enter = Callable[[str], None]
+Look = Callable[[torch.Tensor], None]
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@torch.no_grad()
+def generate(
+    run: Run, enter: Enter = _nothing, mark: Callable[[], None] = _nothing, look: Look = _nothing
+) -> torch.Tensor:
+    """The prompt's first new token (`prefill`), or `decode_tokens` of them (`decode`).
+
+    Args:
+        run: a built trial.
+        enter: told the phase about to begin (prefill, each decode, done); for watchers only.
+        mark: called when a token has been made, without waiting for the device.
+        look: shown each token's logits, [micro_batch_size, vocab_size]; for watchers only.
+
+    Returns:
+        The tokens, [micro_batch_size, 1 or decode_tokens], on the device: reading them would synchronise.
+    """
+    workload = run.trial.workload
+    count = workload.decode_tokens if workload.name == "decode" else 1
+    run.cache = run.new_cache()
+    given = run.batches[0]["input_ids"]
+    tokens: list[torch.Tensor] = []
+    for number in range(count):
+        enter("decode" if number else "prefill")
+        output = run.model(input_ids=given, past_key_values=run.cache, use_cache=True, logits_to_keep=1)
+        logits = output.logits[:, -1]
+        look(logits)
+        given = logits.argmax(-1, keepdim=True)
+        tokens.append(given)
+        del output, logits
+        mark()
+    generated = torch.cat(tokens, dim=1)
+    enter("done")
+    run.cache = None
+    return generated
