@@ -260,7 +260,8 @@ def _files(results_dir: Path, sweep_id: str | None) -> list[Path]:
 
 
 def _table(paths: list[Path], columns: Iterable[str] | None = None) -> pa.Table:
-    wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
+    names = set(SCHEMA.names if columns is None else columns)
+    wanted = pa.schema([field for field in SCHEMA if field.name in names])  # in the order that files have
     files = [path for path in paths if path.name[0] not in "._"]
     parts = [files[start : start + _TOGETHER] for start in range(0, len(files), _TOGETHER)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding footers takes a millisecond each
@@ -269,17 +270,26 @@ def _table(paths: list[Path], columns: Iterable[str] | None = None) -> pa.Table:
 
 
 def _together(files: list[Path], wanted: pa.Schema) -> pa.Table:
-    tables = [wanted.empty_table(), *filter(None, (_rows_of(path, wanted) for path in files))]
-    return pa.concat_tables(tables).combine_chunks()  # thousands of chunks are slow to work with
+    groups: list[list[pa.Table]] = []  # neighbours of one schema version, conformed at one go
+    for table in filter(None, (_rows_of(path, wanted) for path in files)):
+        if groups and table.schema.equals(groups[-1][0].schema):
+            groups[-1].append(table)
+        else:
+            groups.append([table])
+    tables = [_conformed(pa.concat_tables(group), wanted) for group in groups]
+    # thousands of chunks are slow to work with
+    return pa.concat_tables([wanted.empty_table(), *tables]).combine_chunks()
 
 
 def _rows_of(path: Path, wanted: pa.Schema) -> pa.Table | None:
-    """The file's rows with these columns, null where it has none; None if it is torn, or not ours."""
+    """The file's rows with those of the columns that it has; None if it is torn, or not ours."""
     try:
         table = pq.ParquetFile(path).read(columns=wanted.names, use_threads=False)
         if not {"trial_id", "started_at"} <= set(table.column_names):
             raise pa.ArrowInvalid("no trial_id and started_at")
-        return table if table.schema.equals(wanted) else _conformed(table, wanted)
+        if any(field.type != wanted.field(field.name).type for field in table.schema):
+            return _conformed(table, wanted)
+        return table
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         print(f"{path}: not a row of this project, passed over ({first})", file=sys.stderr)
@@ -287,6 +297,8 @@ def _rows_of(path: Path, wanted: pa.Schema) -> pa.Table | None:
 
 
 def _conformed(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    if table.schema.equals(wanted):
+        return table
     held = set(table.column_names)
     columns = [
         table[field.name].cast(field.type) if field.name in held else pa.nulls(len(table), field.type)
