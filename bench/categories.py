@@ -1,4 +1,5 @@
-"""What a byte can be, and when: words that the tracker and the row share. Needs nothing, so both may."""
+"""What a byte can be, and when, and how a trial can end: words that many share. Needs nothing."""
 
 CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "kv_cache", "temporary", "input")
 PHASES = ("forward", "backward", "optimizer", "prefill", "decode")
+STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # better first

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from bench.categories import STATUSES
+from bench.markdown import table as markdown_table
+
 Row = dict[str, Any]
 
 _MOST_DIVISIONS = 20_000
-_ORDER = {"ok": 0, "oom": 1, "skipped": 2, "timeout": 3, "error": 4}
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _compared(old: list[Row], new: list[Row], thresholds: Thresholds) -> Compari
     chances = (chance_of_loss(*samples), chance_of_loss(_fastest(old), _fastest(new)))
     chance = max((chance for chance in chances if chance is not None), default=None)
     regressions = []
-    if _ORDER[statuses[1]] > _ORDER[statuses[0]]:
+    if STATUSES.index(statuses[1]) > STATUSES.index(statuses[0]):
         regressions.append(f"{statuses[0]} became {statuses[1]}")
     if peaks[0] is not None and peaks[1] is not None and peaks[1] - peaks[0] > thresholds.memory_bytes:
         regressions.append("more memory")
@@ -182,7 +184,7 @@ def _fastest(rows: list[Row]) -> list[float]:
 
 def _status(rows: list[Row]) -> str:
     """The worst that any replicate came to."""
-    return max((str(row["status"]) for row in rows), key=lambda status: _ORDER[status])
+    return max((str(row["status"]) for row in rows), key=STATUSES.index)
 
 
 def _peak(rows: list[Row]) -> int | None:
@@ -240,8 +242,7 @@ def markdown(found: list[Comparison]) -> str:
     if not found:
         return ""
     header, rows = lines(found)
-    table = [header, ["---"] * len(header), *([f"`{row[0]}`", *row[1:]] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in table) + "\n"
+    return markdown_table(header, [[f"`{row[0]}`", *row[1:]] for row in rows])
 
 
 def verdict(found: list[Comparison], before: list[Row], after: list[Row]) -> list[str]:

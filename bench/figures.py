@@ -11,7 +11,7 @@ import pandas as pd
 from bench.drawing import INK, Chart, colours, dressed, unit_of
 from bench.grading import PREDICTORS, Graded
 from bench.studies import BYTES
-from bench.tables import PEAK, RATE, curves, frontier
+from bench.tables import PEAK, RATE, frontier
 from bench.units import percent
 
 _BARS = 30  # more cannot be read in one picture
@@ -111,7 +111,7 @@ def _out_of_memory(full: pd.DataFrame, size: float, capacity: float, y: alt.Y) -
 
 
 def trade_off(study: pd.DataFrame) -> Chart | None:
-    """Throughput against peak memory, with intervals and the Pareto frontier as a line with its labels.
+    """Throughput against peak memory, with intervals and the Pareto frontier as a line.
 
     None without two measured trials. Above 1500 trials, the frontier and an even sample of the others.
     """
@@ -122,9 +122,9 @@ def trade_off(study: pd.DataFrame) -> Chart | None:
     if len(fits) > _POINTS:
         fits = pd.concat([best, fits.drop(best.index).sample(_POINTS - len(best), random_state=0)])
     unit, size = unit_of(fits[PEAK].max())
-    columns = ["label", "precision", "lora", RATE, f"{RATE}_ci_low", f"{RATE}_ci_high", "overrides"]
+    columns = ["label", "precision", "lora", RATE, f"{RATE}_ci_low", f"{RATE}_ci_high"]
     points = fits[columns].assign(peak=fits[PEAK] / size)
-    edge = best[["label", RATE]].assign(peak=best[PEAK] / size)
+    edge = best[[RATE]].assign(peak=best[PEAK] / size)
     x = alt.X(
         "peak:Q",
         title=f"peak memory [{unit}]",
@@ -185,7 +185,6 @@ def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
             for c, s in zip(shown["peak_change"], shown["status"], strict=True)
         ],
         rate=["" if pd.isna(c) else f"{percent(c)} t/s" for c in shown["rate_change"]],
-        dark=shown["peak_change"].abs() > 0.45,
     )
     base = alt.Chart(shown).encode(
         x=alt.X("second:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=160)),
@@ -211,15 +210,14 @@ def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
     return dressed(tiles, upper, lower, height=44 * len(order), width=max(240, 74 * len(order)))
 
 
-def cost_curve(trials: pd.DataFrame, axis: str, column: str) -> Chart | None:
+def cost_curve(lines: pd.DataFrame, axis: str, column: str) -> Chart | None:
     """A column over one axis, a line for each set of trials that differ in nothing else; None if none.
 
     Args:
-        trials: what `studies.trials` returns.
-        axis: a key of `tables.CURVES`.
+        lines: what `tables.curves` returns.
+        axis: the key of `tables.CURVES` that they are over.
         column: `peak_allocated_bytes` or `tokens_per_sec_per_device`.
     """
-    lines = curves(trials, axis)
     lines = lines[lines[column].notna()]
     if lines.empty:
         return None

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bench.categories import CATEGORIES
 from bench.config import trial_from
+from bench.markdown import table as markdown_table
 from bench.rules import skip_reason
 from bench.trial import Trial
 
@@ -256,8 +257,7 @@ def markdown(table: Grades) -> str:
     """The grades as a Markdown table, and what its columns are."""
     header, rows = lines(table)
     said = "Per predictor: median error, worst error, and how many under-estimates are beyond 1 %.\n\n"
-    table_lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return said + "\n".join("| " + " | ".join(line) + " |" for line in table_lines) + "\n"
+    return said + markdown_table(header, rows, header[1:])
 
 
 def table(grades_by_level: Grades) -> Table:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.config import CommandError, trial_from
 from bench.machine import ROOT
+from bench.markdown import table as markdown_table
 from bench.rules import skip_reason
 from bench.tables import PEAK, RATE, ratios
 from bench.trial import Trial
@@ -249,10 +250,7 @@ def lines(found: Iterable[Finding]) -> tuple[list[str], list[list[str]]]:
 
 def markdown(found: Iterable[Finding]) -> str:
     """The same as a Markdown table."""
-    header, rows = lines(found)
-    return (
-        "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]) + "\n"
-    )
+    return markdown_table(*lines(found))
 
 
 def _expected(claim: Claim) -> str:

@@ -37,6 +37,6 @@ def write(report: Report, target: Path, pages: Sequence[Path] = ()) -> None:
         with (target / "tables" / f"{table.name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([table.header, *table.rows])
     report.rows.to_csv(target / "tables" / "trials.csv", index=False)
-    (target / "summary.md").write_text(summary.markdown(report))
+    (target / "summary.md").write_text(summary.text(report))
     links = {path.stem: path.relative_to(target).as_posix() for path in pages}
     (target / "index.html").write_text(page.html(report, drawn, links))

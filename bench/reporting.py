@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bench import drawing, figures, findings, grading, ledger, studies, tables
+from bench.categories import STATUSES
 from bench.document import Figure, Report, Section, Table
 from bench.tables import PEAK, RATE
 from bench.units import count, percent, size
@@ -29,7 +30,7 @@ def build(rows: pd.DataFrame, claims: Iterable[ledger.Claim], simulated: dict[st
     every = studies.studies(trials)
     errors = tables.errors(trials)
     sections: list[Section | None] = [_what_and_where(rows, trials)]
-    shown = [study for study in every if len(study) > 1][:_STUDIES] or every[:1]
+    shown = studies.of_several(every)[:_STUDIES]
     for number, study in enumerate(shown, 1):
         sections += _study(study, number)
     sections += [
@@ -81,7 +82,7 @@ def _several(values: pd.Series[Any]) -> str:
 
 def _counted(statuses: pd.Series[Any]) -> str:
     counts = statuses.value_counts()
-    return ", ".join(f"{counts[status]} {status}" for status in studies.STATUSES if status in counts)
+    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
 
 
 def _span(first: datetime, last: datetime) -> str:
@@ -190,8 +191,9 @@ def _curves(trials: pd.DataFrame) -> Section | None:
             f"{axis}-{short}", f"{words} over {axis}; other things equal along a line.", drawing.spec(chart)
         )
         for axis in tables.CURVES
+        for lines in (tables.curves(trials, axis),)
         for column, short, words in ((PEAK, "peak", "Peak memory"), (RATE, "rate", "Tokens/s per device"))
-        if (chart := figures.cost_curve(trials, axis, column)) is not None
+        if (chart := figures.cost_curve(lines, axis, column)) is not None
     ]
     return Section("curves", "Cost curves", figures=tuple(drawn)) if drawn else None
 

@@ -47,7 +47,7 @@ def chosen(of: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             many are left out. A study of one trial is shown if there is no other.
     """
     found = studies.studies(of)
-    several = [study for study in found if len(study) > 1] or found[:1]
+    several = studies.of_several(found)
     shown = several[:_MOST_STUDIES]
     if len(shown) < len(found):
         single = len(found) - len(several)

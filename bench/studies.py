@@ -13,12 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from bench.categories import CATEGORIES
+from bench.categories import CATEGORIES, STATUSES
 
 TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
 PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
 PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
-STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # better first
 BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
 
 # What of a row is looked at; reading these alone is much cheaper than reading every column.
@@ -237,6 +236,11 @@ def studies(of: pd.DataFrame) -> list[pd.DataFrame]:
     """The trials of each study: measured before predicted, those with most trials first."""
     groups = [group for _, group in of.groupby("study", sort=False)]
     return sorted(groups, key=lambda group: (group["method"].iloc[0] != "measure", -len(group)))
+
+
+def of_several(found: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The studies of more than one trial, which alone compare anything; if there is none, the first."""
+    return [study for study in found if len(study) > 1] or found[:1]
 
 
 def baseline(study: pd.DataFrame) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bench import markdown
 from bench.document import Report, Section, Table
 
 _ROWS = 40  # of one table; the page and the CSV files have them all
 
 
-def markdown(report: Report) -> str:
+def text(report: Report) -> str:
     """The report's findings and sections; figures are left to the page."""
     parts = ["# Summary", *(f"- {finding}" for finding in report.findings)]
     for section in report.sections:
@@ -29,15 +30,12 @@ def _section(section: Section) -> Iterable[str]:
 
 
 def _table(table: Table) -> Iterable[str]:
-    yield _line(table.header)
-    yield _line("---:" if name in table.numbers else "---" for name in table.header)
     code = {number for number, name in enumerate(table.header) if name in table.code}
-    for row in table.rows[:_ROWS]:
-        yield _line(f"`{cell}`" if number in code and cell else cell for number, cell in enumerate(row))
+    rows = [
+        [f"`{cell}`" if number in code and cell else cell for number, cell in enumerate(row)]
+        for row in table.rows[:_ROWS]
+    ]
+    yield markdown.table(table.header, rows, table.numbers).rstrip()
     if len(table.rows) > _ROWS:
         yield ""
         yield f"({len(table.rows) - _ROWS} more rows in tables/{table.name}.csv)"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
