@@ -79,7 +79,7 @@ def run_job(config: DictConfig) -> None:
         CommandError: the config is not a trial (under sweepers whose values nobody could check).
         OSError: the row cannot be written.
     """
-    from bench import isolate, machine, results, screen
+    from bench import isolate, machine, results, rows, screen
 
     trial, job = trial_of(config), job_of(config)
     hydra: Any = HydraConfig.get()
@@ -102,7 +102,7 @@ def run_job(config: DictConfig) -> None:
         "overrides": shlex.join(["python", "bench/run.py", *overrides]),
         **machine.software(),
     }
-    row = results.row_of(trial, outcome, identity)
+    row = rows.row_of(trial, outcome, identity)
     results.write(row, job.results_dir, name)
     line.end(row)
 
