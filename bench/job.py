@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bench import environment, forecast, isolate, leases, machine, results, resume, screen, signals
+from bench import environment, forecast, isolate, leases, machine, results, resume, rows, screen, signals
 from bench.config import Job, job_of, trial_of
 from bench.isolate import Outcome
 from bench.place import Place
@@ -95,14 +95,14 @@ def _row(trial: Trial, job: Job, identity: dict[str, Any], log: Any, line: scree
         expected = forecast.of(trial, log, job.timeout_seconds)
         if not expected.fits:
             outcome = Outcome("skipped", expected.refusal(), None, [], {}, expected.wall_seconds)
-            return results.row_of(trial, outcome, identity) | {"predicted_peak_bytes": expected.peak_bytes}
+            return rows.row_of(trial, outcome, identity) | {"predicted_peak_bytes": expected.peak_bytes}
     with leases.hold(
         trial, jobs=job.jobs, busy=job.busy, on_wait=lambda who: line.stage(f"waits for {who}")
     ) as lease:
         outcome = isolate.run(
             trial, log=log, timeout_seconds=job.timeout_seconds, on_stage=line.stage, lease=lease
         )
-    row = results.row_of(trial, outcome, identity)
+    row = rows.row_of(trial, outcome, identity)
     if lease.shared:
         row["device_shared"] = True
     return row

@@ -12,6 +12,7 @@ from rich.table import Table
 from bench import results
 from bench.gpus import Gpu
 from bench.planning import Advice, Answer
+from bench.rows import axes_of
 
 _GIB = 2**30
 _SHOWN = ("parameter", "gradient", "optimizer", "activation", "temporary")
@@ -39,7 +40,7 @@ def with_measured(found: list[Answer], card: Gpu, results_dir: Path) -> list[Ans
     ]
     answers = []
     for answer in found:
-        axes = results.axes_of(answer.trial)
+        axes = axes_of(answer.trial)
         rates = [
             row["tokens_per_sec_per_device"]
             for row in rows
