@@ -34,7 +34,10 @@ def rule_of_thumb(trial: Trial) -> dict[str, Any]:
     each = quantised or BYTES[trial.precision.compute_dtype]
     weights = int(count * each)
     if trial.workload.inference:
-        held = {"parameter": weights, "kv_cache": estimate_inference.cache_bytes(trial, trial.cached_tokens)}
+        held = {
+            "parameter": weights,
+            "kv_cache": estimate_inference.cache_bytes(trial, trial.cached_tokens),
+        }
         context = {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
         return columns(held, trial.workload.name, whole, 0) | context
     activations = int(

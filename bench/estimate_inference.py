@@ -1,8 +1,8 @@
 """Memory of inference by arithmetic: weights, the key-value cache, and what one forward holds beside them.
 
-The last block decides, since the cache is fullest there. `_moments` goes through it, and what comes after it,
-in the order in which transformers' code makes tensors and lets them go; the peak is the highest moment of the
-prompt's forward and of the last decoded token's. Nothing here needs torch. Bytes throughout.
+The last block decides, since the cache is fullest there. `_moments` goes through it, and what comes after
+it, in the order in which transformers' code makes tensors and lets them go; the peak is the highest moment
+of the prompt's forward and of the last decoded token's. Nothing here needs torch. Bytes throughout.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ class _Forward:
     def linear(self, inputs: int, outputs: int) -> int:
         """What a block's matrix of [outputs, inputs] holds while it multiplies, its result included.
 
-        int8 on CUDA (Dettmers 2022): first the input in 16 and in 8 bits; then the input in 8 bits with a scale a
-        row, the 32-bit product, and the result. No column is an outlier, as in simulation. On a CPU bitsandbytes
-        dequantises the weight and multiplies it by its scales in place, for which torch copies it to float32 and
-        back (MatMul8bitFp). nf4 dequantises the weight on both, its scales of 64 elements before it.
+        int8 (Dettmers 2022): the input in 16 and in 8 bits, then the input in 8 bits with a scale a row, the
+        32-bit product, and the result. On a CPU bitsandbytes rounds and scales by separate operations in
+        float32: two tensors beside the 16-bit input, and three beside the product. No column is an outlier,
+        as in simulation. nf4 dequantises the weight, its scales of 64 elements before it.
         """
         weight, made = inputs * outputs, self.wide(outputs)
         match self.trial.precision.quantization:
-            case "int8" if self.target == "cpu":
-                scaled = weight * (self.each + 2 * _FLOAT) + outputs * _FLOAT
-                return max(scaled, weight * self.each + made)
             case "int8":
-                narrow = self.rows * (inputs + _FLOAT)
-                return narrow + max(2 * self.rows * inputs, self.rows * outputs * _FLOAT + made)
+                scales = self.rows * _FLOAT
+                rounding, scaling = (
+                    (2 * _FLOAT + 2, 4 * _FLOAT) if self.target == "cpu" else (3, _FLOAT + self.each)
+                )
+                return scales + self.rows * max(rounding * inputs, inputs + scaling * outputs)
             case "nf4":
                 scales = weight // _BLOCK * _FLOAT if self.trial.precision.double_quant else 0
                 return scales + weight * self.each + made
@@ -85,9 +85,7 @@ def closed_form(trial: Trial, target: str) -> dict[str, Any]:
     """
     shape = shape_of(trial.model)
     static = trial.kv_cache.name == "static"
-    first = _Forward(
-        trial, shape, target, trial.seq_len, trial.cached_tokens if static else trial.seq_len
-    )
+    first = _Forward(trial, shape, target, trial.seq_len, trial.cached_tokens if static else trial.seq_len)
     phases = {"prefill": _highest(first)}
     if trial.workload.name == "decode":
         phases["decode"] = _highest(_Forward(trial, shape, target, 1, trial.cached_tokens))
@@ -121,8 +119,8 @@ def _moments(forward: _Forward) -> Iterator[Moment]:
     """The last block and the head, moment by moment.
 
     The model's own code holds the embeddings (learned positions apart), the block's input and the rotary
-    table for as long as blocks run. A norm widens its input to float32: with its square, or its normalised form,
-    twice as much.
+    table for as long as blocks run. A norm widens its input to float32: with its square, or its normalised
+    form, twice as much.
     """
     trial, model = forward.trial, forward.trial.model
     h, rows = model.hidden_size, forward.rows
@@ -135,7 +133,10 @@ def _moments(forward: _Forward) -> Iterator[Moment]:
     norm = 2 * rows * h * _FLOAT if model.family == "llama" else forward.wide(h)
     yield from _attention(forward, held, cache)
     yield cache, held + forward.wide(h) + norm
-    yield from ((cache, held + 2 * forward.wide(h) + inner) for inner in _feed_forward(forward))
+    mlp = held + (3 if model.family == "gpt2" else 2) * forward.wide(
+        h
+    )  # GPT-2 still holds attention's output
+    yield from ((cache, mlp + inner) for inner in _feed_forward(forward))
     yield cache, held + norm
     yield cache, forward.wide(h) + _head(forward)
 
@@ -143,8 +144,8 @@ def _moments(forward: _Forward) -> Iterator[Moment]:
 def _attention(forward: _Forward, held: int, cache: int) -> Iterator[Moment]:
     """Projections, rotation, the cache's growth, attention and its output.
 
-    The prompt's forward gives this layer its cache, whole where it is static. A dynamic one is copied to a token
-    more: when the values are, the new keys and values are there, and the old values still.
+    The prompt's forward gives this layer its cache, whole where it is static. A dynamic one is copied to a
+    token more: when the values are, the new keys and values are there, and the old values still.
     """
     trial, model = forward.trial, forward.trial.model
     h, width, narrow = model.hidden_size, model.heads * model.head_dim, model.kv_heads * model.head_dim
@@ -171,8 +172,8 @@ def _attention(forward: _Forward, held: int, cache: int) -> Iterator[Moment]:
 def _feed_forward(forward: _Forward) -> Iterator[int]:
     """What it holds at each operation beside its normed input.
 
-    llama: gate, its SiLU, up, their product, down. OPT: the first matrix, ReLU, the second. GPT-2's GELU is
-    written out: half of its input, a cube, and the cube's multiple beside it.
+    llama: gate, its SiLU, up, their product, down. OPT: the first matrix, ReLU, by when its input is gone,
+    the second. GPT-2's GELU is written out: half of its input, a cube, and the cube's multiple beside it.
     """
     model = forward.trial.model
     h, i = model.hidden_size, model.intermediate_size
@@ -184,15 +185,15 @@ def _feed_forward(forward: _Forward) -> Iterator[int]:
             yield wide + forward.linear(h, i)
             yield 3 * wide
         case "opt":
-            yield 2 * wide
+            yield 2 * wide - forward.wide(h)
         case _:
             yield 4 * wide
 
 
 def _head(forward: _Forward) -> int:
-    """Logits of the last position alone. Of a prompt of several sequences these positions do not lie side by
-    side: a batched product, for which oneDNN copies the head for each sequence on a CPU in 16 bits (inside.py).
-    """
+    """Logits of the last position alone. Of a prompt of several sequences these positions do not lie side
+    by side: a batched product, for which oneDNN copies the head for each sequence on a CPU in 16 bits
+    (inside.py)."""
     trial, model = forward.trial, forward.trial.model
     sequences = trial.micro_batch_size
     logits = sequences * model.vocab_size * BYTES[trial.precision.param_dtype]
