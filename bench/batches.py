@@ -1,8 +1,8 @@
 """The largest micro-batch that fits: a bracket that simulation closes.
 
 A peak is the highest of several moments, each nearly a line in the micro-batch: it bends where another
-moment takes over, and rounding makes steps. So lines through sizes that have been simulated only say where to
-look. The answer is a size that was simulated and fits, beside the next, which was simulated and does not.
+moment takes over, and rounding makes steps. So lines through simulated sizes only say where to look.
+The answer is a size that was simulated and fits, beside the next, which was simulated and does not.
 """
 
 from __future__ import annotations

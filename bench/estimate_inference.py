@@ -56,10 +56,10 @@ class _Forward:
     def linear(self, inputs: int, outputs: int) -> int:
         """What a block's matrix of [outputs, inputs] holds while it multiplies, its result included.
 
-        int8 (Dettmers 2022): the input in 16 and in 8 bits, then the input in 8 bits with a scale a
-        row, the 32-bit product, and the result. On a CPU bitsandbytes rounds and scales by separate operations
-        in float32: two tensors beside the 16-bit input, and three beside the product. No column is an outlier,
-        as in simulation. nf4 dequantises the weight, its scales of 64 elements before it.
+        int8 (Dettmers 2022): the input in 16 and in 8 bits, then the input in 8 bits with a scale a row,
+        the 32-bit product, and the result. On a CPU bitsandbytes rounds and scales by operations of their
+        own in float32: two tensors beside the 16-bit input, and three beside the product. No column is an
+        outlier, as in simulation. nf4 dequantises the weight, its scales of 64 elements before it.
         """
         weight, made = inputs * outputs, self.wide(outputs)
         match self.trial.precision.quantization:

@@ -117,9 +117,9 @@ def _of_inference(found: list[Answer]) -> str:
     trial = found[0].trial
     each = cache_bytes(replace(trial, micro_batch_size=1), trial.cached_tokens)
     return (
-        f"A sequence keeps {size(each)} of keys and values at {trial.cached_tokens:,} tokens;\n"
-        "a micro-batch is the sequences at once. offload=params and disk are left out: simulation does not know what accelerate's\n"
-        "hooks move and when; bench/run.py measures them."
+        f"A sequence keeps {size(each)} of keys and values at {trial.cached_tokens:,} tokens.\n"
+        "A micro-batch is the sequences at once. offload=params and disk are left out: simulation does\n"
+        "not know what accelerate's hooks move and when; bench/run.py measures them."
     )
 
 

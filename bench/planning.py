@@ -172,7 +172,7 @@ class Advice:
 
 
 def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Advice:
-    """Looks for smaller micro-batches, more ranks, shorter sequences and other cards, for what comes closest.
+    """Looks for smaller micro-batches, more ranks, shorter sequences, other cards for what comes closest.
 
     Args:
         found: answers of which none fits.
