@@ -29,7 +29,7 @@ BRIEF = "micro_batch_size=64 seq_len=8 workload.decode_tokens=3"  # the cache's 
     ],
 )
 def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: str) -> None:
-    trial = make_trial("model=llama-7b", *overrides.split())
+    trial = make_trial("method=simulate", "model=llama-7b", *overrides.split())
     columns: dict[str, int] = {}
     simulate.simulate(trial, columns, "cuda")
     estimated = closed_form(trial, "cuda")
@@ -52,7 +52,7 @@ def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: s
     ],
 )
 def test_other_architectures_and_the_cpu(overrides: str, target: str, within: float) -> None:
-    trial = make_trial(*overrides.split(), "workload.decode_tokens=3")
+    trial = make_trial("method=simulate", *overrides.split(), "workload.decode_tokens=3")
     columns: dict[str, int] = {}
     simulate.simulate(trial, columns, target)
     found = closed_form(trial, target)["peak_allocated_bytes"]
