@@ -18,19 +18,20 @@ Columns = dict[str, Any]
 Predict = Callable[[list[Trial]], list[Columns]]
 
 MOST_SEQUENCES = 4096
-_GUESSES = 6  # then the bracket is halved
+_GUESSES = 8  # then the bracket is halved
 
 
 @dataclass
 class Search:
     """One trial's search among micro-batches; `seen` are columns by size, the size asked about among them.
 
-    `space` are the bytes that tensors may take.
+    `space` are the bytes that tensors may take, `step` how far beyond the line's answer to look next.
     """
 
     trial: Trial
     space: int
     seen: dict[int, Columns] = field(default_factory=dict)
+    step: int = 1
 
     @property
     def largest(self) -> int:
@@ -51,6 +52,11 @@ class Search:
         if len(self.seen) == 1:
             return min(2 * low, high - 1)
         guess = self._guess(low, high) if len(self.seen) <= _GUESSES else (low + high) // 2
+        if (
+            guess <= low
+        ):  # by the line it is the largest: the one beyond it tells, and if it fits, further ones
+            guess = low + self.step
+            self.step *= 2
         return min(max(guess, low + 1), high - 1)
 
     def _guess(self, low: int, high: int) -> int:

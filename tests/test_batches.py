@@ -31,12 +31,12 @@ def sought(peak: Callable[[int], int], space: int) -> tuple[int, list[int]]:
     ("peak", "rounds"),
     [
         (lambda n: 1000 + 10 * n, 4),  # a line: its two points, the answer, the one beyond it
-        (lambda n: max(1000 + 10 * n, 50 * n), 12),  # bends upward: the line promises too much
-        (lambda n: 1000 + 10 * n - 9 * max(0, n - 20), 12),  # bends downward: the line promises too little
-        (lambda n: 1000 + 64 * -(-10 * n // 64), 12),  # rounded up, as an allocator does
-        (lambda n: 3000, 14),  # fits whatever the size: up to the most that is tried
-        (lambda n: 100 * n * n, 14),
-        (lambda n: 3001 * n - 1, 3),  # one fits, two do not
+        (lambda n: max(1000 + 10 * n, 50 * n), 6),  # bends upward: the line promises too much
+        (lambda n: 1000 + 10 * n - 9 * max(0, n - 20), 6),  # bends downward: the line promises too little
+        (lambda n: 1000 + 64 * -(-10 * n // 64), 8),  # rounded up, as an allocator does
+        (lambda n: 3000, 3),  # fits whatever the size: up to the most that is tried
+        (lambda n: 100 * n * n, 6),
+        (lambda n: 3001 * n - 1, 2),  # one fits, two do not
     ],
 )
 def test_it_is_the_largest_that_fits_and_few_are_simulated(peak: Callable[[int], int], rounds: int) -> None:
