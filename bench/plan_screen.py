@@ -116,8 +116,9 @@ def _of_inference(found: list[Answer]) -> str:
     """What a sequence costs, and what was not asked."""
     trial = found[0].trial
     each = cache_bytes(replace(trial, micro_batch_size=1), trial.cached_tokens)
+    tokens, dtype = trial.cached_tokens, trial.precision.compute_dtype
     return (
-        f"A sequence keeps {size(each)} of keys and values at {trial.cached_tokens:,} tokens.\n"
+        f"A sequence keeps {size(each)} of keys and values ({dtype}) at {tokens:,} tokens.\n"
         "A micro-batch is the sequences at once. offload=params and disk are left out: simulation does\n"
         "not know what accelerate's hooks move and when; bench/run.py measures them."
     )
