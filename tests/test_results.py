@@ -88,7 +88,7 @@ def test_bytes_survive_exactly(tmp_path: Path) -> None:
 def test_half_a_row_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results.write(row([rank(1, 1.0)] * 2), tmp_path, "whole")
 
-    def full_disk(_table: pa.Table, file: Any) -> None:
+    def full_disk(_table: pa.Table, file: Any, **_options: Any) -> None:
         file.write(b"PAR1 and then no more")
         raise OSError(28, "No space left on device")
 
