@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bench import layout, reading
+from bench.query import Query, Where, query_of
 from bench.schema import SCHEMA
-
-Where: TypeAlias = dict[str, Any] | pc.Expression | None
 
 _TRIES = 100  # at listing a folder that changes meanwhile
 
@@ -96,14 +95,14 @@ def records_in(
 
 def records_of(files: list[Path]) -> list[dict[str, Any]]:
     """The rows of these parquet files, oldest first, as plain dicts."""
-    found = reading.several([f for f in files if f.name[0] not in "._"], reading.query(None, None))
+    found = reading.several([f for f in files if f.name[0] not in "._"], query_of(None, None))
     reading.say(found.strange)
     rows: list[dict[str, Any]] = reading.flat(found.tables, SCHEMA).to_pylist()
     return rows
 
 
 def _table(folder: Path, sweep_id: str | None, columns: Iterable[str] | None, where: Where) -> pa.Table:
-    asked = reading.query(columns, where)
+    asked = query_of(columns, where)
     for _ in range(_TRIES):
         try:
             found = _once(folder, sweep_id, asked)
@@ -114,27 +113,22 @@ def _table(folder: Path, sweep_id: str | None, columns: Iterable[str] | None, wh
     raise OSError(f"{folder}: files come and go faster than they can be read")
 
 
-def _once(folder: Path, sweep_id: str | None, asked: reading.Query) -> reading.Read:
-    found = reading.Read()
+def _once(folder: Path, sweep_id: str | None, asked: Query) -> reading.Read:
+    strange: dict[Path, str] = {}
     while True:
-        listing = layout.listing(folder, sweep_id, without=found.strange)
-        found.tables.clear()
-        found.strange |= listing.strange
-        bad = len(found.strange)
-        for part in listing.merged:
-            try:
-                found.tables.append(reading.filtered(part, _of_sweep(asked, sweep_id)))
-            except reading.NotRowsError as error:
-                found.strange[part] = str(error)
-        if len(found.strange) == bad:
+        listing = layout.listing(folder, sweep_id, without=strange)
+        merged = reading.large(listing.merged, _of_sweep(asked, sweep_id))
+        more = listing.strange | merged.strange
+        strange |= more
+        if not more:
             break  # else what a torn file stands for may still be there
     single = reading.several(listing.single, asked)
-    return reading.Read([*found.tables, *single.tables], found.strange | single.strange)
+    return reading.Read([*merged.tables, *single.tables], strange | single.strange)
 
 
-def _of_sweep(asked: reading.Query, sweep_id: str | None) -> reading.Query:
+def _of_sweep(asked: Query, sweep_id: str | None) -> Query:
     if sweep_id is None:
         return asked
     of_sweep = pc.field("sweep_id") == sweep_id
     where = of_sweep if asked.where is None else asked.where & of_sweep
-    return reading.Query(asked.wanted, where)
+    return Query(asked.wanted, where)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import dataset, reading, results
+from bench.query import Query
 from bench.schema import SCHEMA
 from tests import rows
 from tests.conftest import ROOT
@@ -134,7 +135,7 @@ def test_a_file_that_is_gone_when_its_turn_comes_is_looked_for_again(
     rows.write([ROW], tmp_path)
     whole, seen = reading.several, []
 
-    def late(files: list[Path], asked: reading.Query) -> reading.Read:
+    def late(files: list[Path], asked: Query) -> reading.Read:
         if not seen:  # renamed between the listing and the reading
             files[0].rename(files[0].with_name("renamed.parquet"))
         seen.append(files)
@@ -147,7 +148,8 @@ def test_a_file_that_is_gone_when_its_turn_comes_is_looked_for_again(
 
 
 def test_rows_are_filtered_by_values_and_by_expressions(tmp_path: Path) -> None:
-    rows.write_all(tmp_path)
+    large = [rows.measured(words, rows.H100, number=n) for n, words in enumerate(rows.LARGE)]
+    rows.write([*large, *(rows.measured(words) for words in rows.GRID[-4:])], tmp_path)
     every = results.read(tmp_path)
     chosen = every[(every["model"] == "llama-7b") & every["precision"].isin(["int8", "nf4"])]
     where = {"model": "llama-7b", "precision": ["int8", "nf4"]}
