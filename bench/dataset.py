@@ -71,6 +71,14 @@ class _Source:
     table: pa.Table
 
 
+@dataclass
+class _Batch:
+    """Files of trials whose rows go into one merged file; `table` has `layout.MERGED_SCHEMA`."""
+
+    files: list[tuple[Path, tuple[int, int, int]]]
+    table: pa.Table
+
+
 def merge(results_dir: Path, older_than_days: float = 0.0) -> Merge:
     """Merges the files of trials under `results_dir/trials`; trials may run and write meanwhile.
 
@@ -87,18 +95,17 @@ def merge(results_dir: Path, older_than_days: float = 0.0) -> Merge:
     with _alone(folder):
         _tidy(folder)
         until = time.time() - older_than_days * _DAY_SECONDS if older_than_days else math.inf
-        waiting: dict[str, list[_Source]] = {}
+        waiting: dict[str, list[_Batch]] = {}
         rows: Counter[str] = Counter()
-        for source in _sources(layout.single_files(folder), until, done):
-            place = _place(source.table)
-            waiting.setdefault(place, []).append(source)
-            rows[place] += len(source.table)
+        for place, batch in _batches(layout.single_files(folder), until, done):
+            waiting.setdefault(place, []).append(batch)
+            rows[place] += len(batch.table)
             if rows.total() >= _HELD or rows[place] >= _PART:
                 largest = max(rows, key=lambda place: rows[place])
                 del rows[largest]
                 _write(folder, largest, waiting.pop(largest), done)
-        for place, sources in waiting.items():
-            _write(folder, place, sources, done)
+        for place, batches in waiting.items():
+            _write(folder, place, batches, done)
     return done
 
 
@@ -141,17 +148,29 @@ def _whole(part: Path) -> pa.Table | None:
         return None
 
 
-def _sources(paths: list[Path], until: float, done: Merge) -> Iterator[_Source]:
-    """Files of trials in the order of their names, a few at a time; those that must stay are noted."""
+def _batches(paths: list[Path], until: float, done: Merge) -> Iterator[tuple[str, _Batch]]:
+    """Files in the order of their names, by place, a few at a time; those that must stay are noted."""
     paths = sorted(path for path in paths if _written(path) <= until)
-    parts = [paths[start : start + _TOGETHER] for start in range(0, len(paths), _TOGETHER)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part in parts:
-            for path, source in zip(part, pool.map(_source, part), strict=True):
+        for start in range(0, len(paths), _TOGETHER):
+            places: dict[str, list[_Source]] = {}
+            some = paths[start : start + _TOGETHER]
+            for path, source in zip(some, pool.map(_source, some), strict=True):
                 if isinstance(source, str):
                     done.left[path] = source
                 elif len(source.table):
-                    yield source
+                    places.setdefault(_place(source.table), []).append(source)
+            for place, sources in places.items():
+                yield place, _batch(sources)
+
+
+def _batch(sources: list[_Source]) -> _Batch:
+    """Their rows as one table: thousands of tables of one row take a hundred times the memory."""
+    table = pa.concat_tables([source.table for source in sources])
+    for number, column in enumerate(layout.SOURCES):
+        values = [source.said[number] for source in sources for _ in range(len(source.table))]
+        table = table.append_column(column, pa.array(values, pa.string()))
+    return _Batch([(source.path, source.stamp) for source in sources], table.combine_chunks())
 
 
 def _written(path: Path) -> float:
@@ -192,12 +211,12 @@ def _place(table: pa.Table) -> str:
     return layout.place_of(models[0] if len(models) == 1 else "several models")
 
 
-def _write(folder: Path, place: str, sources: list[_Source], done: Merge) -> None:
+def _write(folder: Path, place: str, batches: list[_Batch], done: Merge) -> None:
     """One merged file in place of these, and of what small ones there are; then those are deleted."""
     target = folder / layout.MERGED / place
     target.mkdir(parents=True, exist_ok=True)
     small = {part: table for part in sorted(target.glob("part-*.parquet")) if (table := _small(part))}
-    table = pa.concat_tables([*small.values(), _with_sources(sources)]).sort_by(_ORDER)
+    table = pa.concat_tables([*small.values(), *(batch.table for batch in batches)]).sort_by(_ORDER)
     said = {"replaces": json.dumps([part.name for part in small])}
     table = table.combine_chunks().replace_schema_metadata({**(SCHEMA.metadata or {}), **said})
     part = target / f"part-{secrets.token_hex(8)}.parquet"
@@ -215,19 +234,11 @@ def _write(folder: Path, place: str, sources: list[_Source], done: Merge) -> Non
         hidden.unlink(missing_ok=True)
     for changed in (target, target.parent, folder):
         _flush(changed)
-    _delete(sources, list(small))
-    done.files += len(sources)
-    done.rows += sum(len(source.table) for source in sources)
+    files = [file for batch in batches for file in batch.files]
+    _delete(files, list(small))
+    done.files += len(files)
+    done.rows += sum(len(batch.table) for batch in batches)
     done.parts.append(part)
-
-
-def _with_sources(sources: list[_Source]) -> pa.Table:
-    """Their rows, with the columns of `layout.MERGED_SCHEMA`."""
-    table = pa.concat_tables([source.table for source in sources])
-    for number, column in enumerate(layout.SOURCES):
-        values = [source.said[number] for source in sources for _ in range(len(source.table))]
-        table = table.append_column(column, pa.array(values, pa.string()))
-    return table
 
 
 def _small(part: Path) -> pa.Table | None:
@@ -239,11 +250,11 @@ def _small(part: Path) -> pa.Table | None:
     return _whole(part) if rows < _PART // 2 else None
 
 
-def _delete(sources: list[_Source], parts: list[Path]) -> None:
-    for source in sources:
+def _delete(files: list[tuple[Path, tuple[int, int, int]]], parts: list[Path]) -> None:
+    for path, stamp in files:
         try:
-            if _stamp(source.path.stat()) == source.stamp:
-                source.path.unlink()
+            if _stamp(path.stat()) == stamp:
+                path.unlink()
         except FileNotFoundError:
             continue
     for part in parts:

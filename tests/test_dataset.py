@@ -112,6 +112,7 @@ def test_large_parts_are_left_and_memory_is_bounded(
 ) -> None:
     monkeypatch.setattr(dataset, "_PART", 4)
     monkeypatch.setattr(dataset, "_HELD", 6)
+    monkeypatch.setattr(dataset, "_TOGETHER", 2)
     write(tmp_path, *(rows.measured("lora=on", number=n) for n in range(9)))
     write(tmp_path, *(rows.measured("model=gpt2", number=n) for n in range(3)))
     done = dataset.merge(tmp_path)
