@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from bench import places
 from bench.schema import SCHEMA
 
 MERGED = "0-compacted"
@@ -86,18 +85,17 @@ def listing(folder: Path, sweep_id: str | None = None, without: Container[Path] 
 def single_files(folder: Path, sweep_id: str | None = None) -> list[Path]:
     """The files of trials, readable or not, in no order."""
     start = "" if sweep_id is None else f"{sweep_id}-"
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    ours = (n for n in names if n.endswith(".parquet") and n[0] not in "._" and n.startswith(start))
+    ours = (
+        name
+        for name in places.names(folder)
+        if name.endswith(".parquet") and name[0] not in "._" and name.startswith(start)
+    )
     return [folder / name for name in ours]
 
 
 def merged_files(folder: Path) -> list[Path]:
     """The merged files, those that another one replaces among them."""
-    return sorted((folder / MERGED).glob("*/part-*.parquet"))
+    return sorted((folder / MERGED).glob("*/part-*.parquet"), key=str)
 
 
 def place_of(model: str | None) -> str:
@@ -109,7 +107,7 @@ def place_of(model: str | None) -> str:
 
 def replaces(path: Path) -> set[str]:
     """The names of the merged files that this one replaces."""
-    said = (pq.read_metadata(path).metadata or {}).get(b"replaces", b"[]")
+    said = (pq.read_metadata(places.source(path)).metadata or {}).get(b"replaces", b"[]")
     names = json.loads(said)
     if not isinstance(names, list):
         raise ValueError("replaces no list of files")
@@ -132,10 +130,10 @@ def leftovers(single: list[Path], merged: list[Path]) -> Iterator[Path]:
 def _merged_from(part: Path, names: pa.Array) -> dict[str, set[str]]:
     """The digests of the files of these names that were merged into this one."""
     try:
-        data = ds.dataset(str(part), schema=SOURCES, format="parquet")
-        table = data.to_table(columns=SOURCES.names[:2], filter=pc.field("source_file").isin(names))
+        table = pq.ParquetFile(places.source(part)).read(columns=SOURCES.names[:2])
+        table = table.filter(pc.is_in(table["source_file"], names))
         lines: list[dict[str, Any]] = table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         return {}  # whoever reads it will say so
     found: dict[str, set[str]] = {}
     for line in lines:

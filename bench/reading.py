@@ -22,11 +22,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from bench import places
 from bench.categories import STATUSES
 from bench.query import Query
 from bench.schema import SCHEMA, conformed
 
 _TOGETHER = 200  # files read by one thread at a time
+_TOGETHER_REMOTE = 8  # the same of files behind a URL
+_REQUESTS = 16  # at one time
 _MOST_ROWS = 10_000_000  # of one file, as its footer has it
 _MOST_BYTES = 2**32  # of one file, uncompressed, as its footer has it
 _KEYS = ("trial_id", "started_at")  # no row is without them
@@ -58,9 +61,12 @@ def several(files: list[Path], asked: Query) -> Read:
     Raises:
         VanishedError: one of them is gone.
     """
-    parts = [files[start : start + _TOGETHER] for start in range(0, len(files), _TOGETHER)]
+    far = any(map(places.remote, files[:1]))
+    together = _TOGETHER_REMOTE if far else _TOGETHER
+    parts = [files[start : start + together] for start in range(0, len(files), together)]
     found = Read()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding footers takes a millisecond each
+    # decoding footers takes a millisecond each; a request is waited for
+    with ThreadPoolExecutor(_REQUESTS if far else os.cpu_count()) as pool:
         for part in pool.map(partial(_together, asked=asked), parts):
             found.tables += part.tables
             found.strange |= part.strange
@@ -116,8 +122,10 @@ def opened(path: Path, source: Any = None) -> pq.ParquetFile:
         NotRowsError: it is not.
     """
     if source is None:
-        regular(path)
-    file = pq.ParquetFile(path if source is None else source, page_checksum_verification=True)
+        if not places.remote(path):
+            regular(path)
+        source = places.source(path)
+    file = pq.ParquetFile(source, page_checksum_verification=True)
     _plausible(file)
     return file
 
@@ -152,6 +160,9 @@ def filtered(path: Path, asked: Query) -> pa.Table:
         NotRowsError: it is torn, or not ours.
         VanishedError: it is gone.
     """
+    if places.remote(path):
+        table = conformed(rows_of(path, asked.read), asked.read)
+        return conformed(table if asked.where is None else table.filter(asked.where), asked.wanted)
     with judged(path):
         held = opened(path).schema_arrow
         absent = [f for f in SCHEMA if f.name not in held.names]
@@ -175,7 +186,9 @@ class judged:  # noqa: N801  # reads as a word
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         if error is None or isinstance(error, NotRowsError | VanishedError):
             return
-        if isinstance(error, FileNotFoundError) and not self.path.is_symlink():
+        if isinstance(error, FileNotFoundError) and (
+            places.remote(self.path) or not self.path.is_symlink()
+        ):
             raise VanishedError(f"{self.path} is gone") from error
         if isinstance(error, _FAILURES):
             said = str(error).strip() or type(error).__name__

@@ -1,14 +1,13 @@
 """A results folder: a row is written whole or not at all, and rows are read back.
 
 One parquet file holds one row, under `results_dir/trials/`. It is written under a hidden name and renamed,
-so that `pandas.read_parquet(results_dir + "/trials")` never meets half a file. Old ones may have been
-merged into larger files (`dataset.py`); readers see no difference, and fill what an older row lacks with
-null.
+so that `pandas.read_parquet(results_dir + "/trials")` never meets half a file. The folder may be behind a
+URL (`places.place`). Old files may have been merged into larger files (`dataset.py`); readers see no
+difference, and fill what an older row lacks with null.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench import layout, reading
+from bench import layout, places, reading
 from bench.query import Query, Where, query_of
 from bench.schema import SCHEMA
 
@@ -31,19 +30,10 @@ def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
     Raises:
         OSError: the folder cannot be written to.
     """
-    folder = results_dir / "trials"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}.parquet"
-    hidden = folder / f".{name}.{os.getpid()}.tmp"  # readers of a folder pass over hidden names
-    table = pa.Table.from_pylist([row], schema=SCHEMA)
-    try:
-        with hidden.open("wb") as file:
-            pq.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(target)
-    finally:
-        hidden.unlink(missing_ok=True)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), content, write_page_checksum=True)
+    target = results_dir / "trials" / f"{name}.parquet"
+    places.put(content.getvalue().to_pybytes(), target)
     return target
 
 
@@ -131,4 +121,4 @@ def _of_sweep(asked: Query, sweep_id: str | None) -> Query:
         return asked
     of_sweep = pc.field("sweep_id") == sweep_id
     where = of_sweep if asked.where is None else asked.where & of_sweep
-    return Query(asked.wanted, where)
+    return Query(asked.wanted, where, asked.needed | {"sweep_id"})
