@@ -55,7 +55,7 @@ def _compare(words: dict[str, Any]) -> int:
         raise WordError("say either baseline=PATH or baseline_ref=NAME")
     after = _rows(words["candidate"])
     baseline = words["baseline"] or _accepted(words["baseline_ref"], after, words["candidate"])
-    if words["baseline_ref"] == "auto" and not any(Path(baseline).glob("*.parquet")):
+    if words["baseline_ref"] == "auto" and not any(Path(baseline).rglob("*.parquet")):
         advice = _how_to_accept(baseline, words["candidate"])
         _write(words["markdown"], advice)
         print(advice)
@@ -92,7 +92,7 @@ def _how_to_accept(folder: str, candidate: str) -> str:
     return (
         f"No baseline has been accepted for this device yet: there is no {place}.\n"
         f"To accept these rows as one, have them reviewed in a pull request:\n\n"
-        f"    mkdir -p {place} && cp {candidate}/trials/*.parquet {place}/\n"
+        f"    mkdir -p {place} && cp -r {candidate}/trials/* {place}/\n"
     )
 
 
@@ -109,8 +109,7 @@ def _rows(place: str) -> list[dict[str, Any]]:
     folder = Path(place).expanduser()
     if folder.is_dir():
         nested = folder / "trials"
-        files = sorted((nested if nested.is_dir() else folder).glob("*.parquet"))
-        return resume.settled(results.records_of(files))
+        return resume.settled(results.records_in(nested if nested.is_dir() else folder))
     files = sorted(folder.parent.glob(folder.name)) if folder.parent.is_dir() else []
     if not files:
         raise WordError(f"{place}: neither a folder nor files")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from bench import environment, isolate, leases, machine, place, results, resume, units
+from bench import environment, isolate, leases, machine, results, resume, rowfile, units
 from bench.categories import FINISHED
 from bench.config import trial_from
 
@@ -134,7 +134,7 @@ def _foreign(results_dir: Path) -> Finding:
 
 
 def _abandoned(results_dir: Path) -> Finding:
-    left = place.abandoned(results_dir)
+    left = rowfile.abandoned(results_dir)
     if not left:
         return Finding("places", "no killed sweep has left anything behind")
     return Finding(

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from bench import environment, forecast, isolate, leases, machine, results, resume, rows, screen, signals
 from bench.config import Job, job_of, trial_of
 from bench.isolate import Outcome
-from bench.place import Place
+from bench.rowfile import RowFile
 from bench.trial import Trial
 
 # What does not define the trial, and is not among the words that reproduce its row.
@@ -68,9 +68,9 @@ def run(config: DictConfig) -> None:
     }
     line = screen.begin(number, job.sweep_size, overrides, job.replicate)
     try:
-        with Place(job.results_dir, name) as place:  # before anything that takes time
+        with RowFile(job.results_dir, name) as file:  # before anything that takes time
             row = _row(trial, job, identity, logs / f"{name}.log", line)
-            place.keep(results.to_parquet(row))
+            file.keep(results.to_parquet(row))
     except OSError as error:
         raise NotWritten(f"results_dir={job.results_dir}: {error.strerror}") from None
     line.end(row)

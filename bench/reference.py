@@ -18,7 +18,7 @@ def name_of(device_name: str) -> str:
 
 def names() -> list[str]:
     """The sets that there are."""
-    return sorted({path.parent.name for path in FOLDER.glob("*/*.parquet")})
+    return sorted({path.relative_to(FOLDER).parts[0] for path in FOLDER.glob("*/**/*.parquet")})
 
 
 def device_of(rows: Iterable[dict[str, Any]]) -> str:

@@ -1,29 +1,28 @@
-"""Rows on the disk: written whole or not at all, and read back.
+"""A results folder: a row is written whole or not at all, and rows are read back.
 
 One parquet file holds one row, under `results_dir/trials/`. It is written under a hidden name and renamed,
-so that `pandas.read_parquet(results_dir + "/trials")` never meets half a file. Readers fill what an older
-row lacks with null.
+so that `pandas.read_parquet(results_dir + "/trials")` never meets half a file. The folder may be behind a
+URL (`places.place`). Old files may have been merged into larger files (`dataset.py`); readers see no
+difference, and fill what an older row lacks with null.
 """
 
 from __future__ import annotations
 
-import glob
-import os
-import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench.place import Place
-from bench.schema import SCHEMA, conformed
+from bench import layout, reading
+from bench.query import Query, Where, query_of
+from bench.rowfile import RowFile
+from bench.schema import SCHEMA
 
-_TOGETHER = 200  # files read by one thread at a time
+_TRIES = 100  # at listing a folder that changes meanwhile
 
 
 def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
@@ -32,91 +31,112 @@ def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
     Raises:
         OSError: the folder cannot be written to.
     """
-    with Place(results_dir, name) as place:
-        return place.keep(to_parquet(row))
+    with RowFile(results_dir, name) as file:
+        return file.keep(to_parquet(row))
 
 
 def to_parquet(row: dict[str, Any]) -> bytes:
-    """The content of the file that holds this one row."""
+    """The content of the file that holds this one row; its pages have checksums."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), buffer)
+    pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), buffer, write_page_checksum=True)
     return bytes(buffer.getvalue().to_pybytes())
 
 
-def _files(results_dir: Path, sweep_id: str | None) -> list[Path]:
-    pattern = "*.parquet" if sweep_id is None else f"{glob.escape(sweep_id)}-*.parquet"
-    return list((results_dir / "trials").glob(pattern))
-
-
-def _table(paths: list[Path], columns: Iterable[str] | None = None) -> pa.Table:
-    names = set(SCHEMA.names if columns is None else columns)
-    wanted = pa.schema([field for field in SCHEMA if field.name in names])  # in the order that files have
-    files = [path for path in paths if path.name[0] not in "._"]
-    parts = [files[start : start + _TOGETHER] for start in range(0, len(files), _TOGETHER)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding footers takes a millisecond each
-        tables = list(pool.map(partial(_together, wanted=wanted), parts))
-    return pa.concat_tables([wanted.empty_table(), *tables]).sort_by("started_at")
-
-
-def _together(files: list[Path], wanted: pa.Schema) -> pa.Table:
-    groups: list[list[pa.Table]] = []  # neighbours of one schema version, conformed at one go
-    for table in filter(None, (_rows_of(path, wanted) for path in files)):
-        if groups and table.schema.equals(groups[-1][0].schema):
-            groups[-1].append(table)
-        else:
-            groups.append([table])
-    tables = [conformed(pa.concat_tables(group), wanted) for group in groups]
-    # thousands of chunks are slow to work with
-    return pa.concat_tables([wanted.empty_table(), *tables]).combine_chunks()
-
-
-def _rows_of(path: Path, wanted: pa.Schema) -> pa.Table | None:
-    """The file's rows with those of the columns that it has; None if it is torn, or not ours."""
-    try:
-        table = pq.ParquetFile(path).read(columns=wanted.names, use_threads=False)
-        if not {"trial_id", "started_at"} <= set(table.column_names):
-            raise pa.ArrowInvalid("no trial_id and started_at")
-        if any(field.type != wanted.field(field.name).type for field in table.schema):
-            return conformed(table, wanted)
-        return table
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        print(f"{path}: not a row of this project, passed over ({first})", file=sys.stderr)
-        return None
-
-
 def read(
-    results_dir: Path, sweep_id: str | None = None, columns: Iterable[str] | None = None
+    results_dir: Path,
+    sweep_id: str | None = None,
+    columns: Iterable[str] | None = None,
+    where: Where = None,
 ) -> pd.DataFrame:
     """The rows under `results_dir/trials`, oldest first; of one sweep only, if asked.
 
     Columns that a row's schema version did not have are null; there may be no rows at all. A file that
-    cannot be read as rows is named on stderr and passed over.
+    cannot be read as rows is named on stderr, once, and passed over.
 
     Args:
         results_dir: the folder that holds `trials`.
         sweep_id: only this sweep's rows.
-        columns: only these columns, `trial_id` and `started_at` among them; default all.
+        columns: only these columns, `started_at` among them; default all.
+        where: only rows with these values ({"model": "llama-7b", "precision": ["int8", "nf4"]}; None is
+            null), or for which this expression of pyarrow.compute holds.
+
+    Raises:
+        ValueError: there is no such column.
     """
-    rows: pd.DataFrame = _table(_files(results_dir, sweep_id), columns).to_pandas()
+    rows: pd.DataFrame = _table(results_dir / "trials", sweep_id, columns, where).to_pandas()
     return rows
 
 
 def records(
-    results_dir: Path, sweep_id: str | None = None, columns: Iterable[str] | None = None
+    results_dir: Path,
+    sweep_id: str | None = None,
+    columns: Iterable[str] | None = None,
+    where: Where = None,
 ) -> list[dict[str, Any]]:
     """The same rows as plain dicts, null as None."""
-    return records_of(_files(results_dir, sweep_id), columns)
+    return records_in(results_dir / "trials", sweep_id, columns, where)
+
+
+def records_in(
+    folder: Path,
+    sweep_id: str | None = None,
+    columns: Iterable[str] | None = None,
+    where: Where = None,
+) -> list[dict[str, Any]]:
+    """The rows of a folder that holds the files themselves, like `trials`."""
+    rows: list[dict[str, Any]] = _table(folder, sweep_id, columns, where).to_pylist()
+    return rows
+
+
+def records_of(files: list[Path]) -> list[dict[str, Any]]:
+    """The rows of these parquet files, oldest first, as plain dicts."""
+    found = reading.several([f for f in files if f.name[0] not in "._"], query_of(None, None))
+    reading.say(found.strange)
+    rows: list[dict[str, Any]] = reading.flat(found.tables, SCHEMA).to_pylist()
+    return rows
 
 
 def of_trial(
     results_dir: Path, trial_id: str, columns: Iterable[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one trial, oldest first, whichever sweep they are of."""
-    return records_of(list((results_dir / "trials").glob(f"*-{glob.escape(trial_id)}.parquet")), columns)
-
-
-def records_of(files: list[Path], columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of these parquet files, oldest first, as plain dicts."""
-    rows: list[dict[str, Any]] = _table(files, columns).to_pylist()
+    """The rows of one trial, oldest first, whichever sweep they are of, by the names of their files."""
+    where = {"trial_id": trial_id}
+    table = _table(results_dir / "trials", None, columns, where, end=f"-{trial_id}")
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _table(
+    folder: Path, sweep_id: str | None, columns: Iterable[str] | None, where: Where, end: str = ""
+) -> pa.Table:
+    asked = query_of(columns, where)
+    for _ in range(_TRIES):
+        try:
+            found = _once(folder, sweep_id, asked, end)
+        except reading.VanishedError:
+            continue  # merged meanwhile: its rows are in another file now
+        reading.say(found.strange)
+        return reading.flat(found.tables, asked.wanted)
+    raise OSError(f"{folder}: files come and go faster than they can be read")
+
+
+def _once(folder: Path, sweep_id: str | None, asked: Query, end: str) -> reading.Read:
+    strange: dict[Path, str] = {}
+    start = "" if sweep_id is None else f"{sweep_id}-"
+    while True:
+        listing = layout.listing(folder, start, end, without=strange)
+        merged = reading.large(listing.merged, _of_sweep(asked, sweep_id))
+        more = listing.strange | merged.strange
+        strange |= more
+        if not more:
+            break  # else what a torn file stands for may still be there
+    single = reading.several(listing.single, asked)
+    return reading.Read([*merged.tables, *single.tables], strange | single.strange)
+
+
+def _of_sweep(asked: Query, sweep_id: str | None) -> Query:
+    if sweep_id is None:
+        return asked
+    of_sweep = pc.field("sweep_id") == sweep_id
+    where = of_sweep if asked.where is None else asked.where & of_sweep
+    return Query(asked.wanted, where, asked.needed | {"sweep_id"})

@@ -11,7 +11,7 @@ import pyarrow as pa
 from bench.categories import CATEGORIES, PHASES
 from bench.machine import PACKAGES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -102,8 +102,8 @@ def conformed(table: pa.Table, wanted: pa.Schema) -> pa.Table:
     Raises:
         pa.ArrowException: a value cannot be had in the wanted type without loss.
     """
-    if table.schema.equals(wanted):
-        return table
+    if table.schema.equals(wanted):  # which says nothing about metadata, and a stranger's goes no further
+        return table.replace_schema_metadata(wanted.metadata)
     held = set(table.column_names)
     columns = [
         table[field.name].cast(field.type) if field.name in held else pa.nulls(len(table), field.type)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from hydra._internal.utils import get_args_parser
 
-from bench import place
+from bench import rowfile
 from bench.config import Command, CommandError, check
 
 _HERE = ("basic", "joblib")  # launchers whose jobs are this terminal's too, and know Ctrl-C
@@ -61,7 +61,7 @@ def _require_room(command: Command) -> None:
     (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
         pass
-    for left in place.abandoned(command.results_dir):
+    for left in rowfile.abandoned(command.results_dir):
         left.unlink(missing_ok=True)
 
 

@@ -95,7 +95,7 @@ def bench_run(tmp_path: Path) -> Callable[..., Command]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Here]:
     """Sweeps in this process, into a folder of the test's own."""
-    monkeypatch.setattr("bench.place._SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("bench.rowfile._SETTLED_SECONDS", 0.0)
     sweeps = Here(tmp_path / "results", monkeypatch)
     yield sweeps
     if request.node.path.stem == "test_faults" and sweeps.runs:

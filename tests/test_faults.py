@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from bench import isolate, leases, results
-from bench.place import Place
+from bench.rowfile import RowFile
 from tests.conftest import ROOT
 from tests.rows import all_rows
 from tests.sweeps import Here, workers
@@ -164,10 +164,10 @@ def test_folder_read_only(here: Here, capfd: Any) -> None:
 
 def test_row_that_cannot_reach_its_place_is_kept_elsewhere(tmp_path: Path) -> None:
     row = all_rows()[0]
-    with Place(tmp_path, "name") as place:
+    with RowFile(tmp_path, "name") as file:
         (tmp_path / "trials").rename(tmp_path / "gone")
         with pytest.raises(OSError, match=r"the row was kept: move (\S+) there") as caught:
-            place.keep(results.to_parquet(row))
+            file.keep(results.to_parquet(row))
     refuge = Path(str(caught.value).split("move ")[1].split(" there")[0])
     assert results.records_of([refuge])[0]["trial_id"] == row["trial_id"]
 
@@ -175,11 +175,11 @@ def test_row_that_cannot_reach_its_place_is_kept_elsewhere(tmp_path: Path) -> No
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from bench import place, results
+from bench import rowfile, results
 from tests.rows import all_rows
 
 setattr(os, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-with place.Place(Path(sys.argv[1]), "name") as here:
+with rowfile.RowFile(Path(sys.argv[1]), "name") as here:
     here.keep(results.to_parquet(all_rows()[0]))
 """
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench import results
+from bench import places, results
 from bench.isolate import Outcome
 from bench.rows import row_of
 from bench.schema import SCHEMA
@@ -88,11 +88,10 @@ def test_bytes_survive_exactly(tmp_path: Path) -> None:
 def test_half_a_row_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results.write(row([rank(1, 1.0)] * 2), tmp_path, "whole")
 
-    def full_disk(_table: pa.Table, file: Any) -> None:
-        file.write(b"PAR1 and then no more")
+    def full_disk(_file: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.pq, "write_table", full_disk)
+    monkeypatch.setattr(places.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         results.write(row([rank(2, 1.0)] * 2), tmp_path, "torn")
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["whole.parquet"]

@@ -68,10 +68,14 @@ def test_a_dry_run_says_what_would_run_and_writes_no_row(here: Here, capsys: Any
     assert here.run("precision=fp32") == 0
     capsys.readouterr()
     assert here.run(*words, "dry_run=true") == 0
-    said = {" ".join(line.split()[:4]): line for line in capsys.readouterr().out.splitlines()}
-    assert "skipped" in said["precision=nf4 model=llama-tiny skipped 0.0"]
-    assert any("does not fit" in line and "model=llama-65b" in line for line in said.values())
-    assert any("4 trials, nothing was run" in line for line in said.values())
+    lines = capsys.readouterr().out.splitlines()
+
+    def said(precision: str, model: str) -> str:
+        return next(line for line in lines if f"precision={precision}" in line and f"model={model}" in line)
+
+    assert "skipped" in said("nf4", "llama-tiny")
+    assert "does not fit" in said("fp32", "llama-65b")
+    assert "4 trials, nothing was run" in "".join(lines)
     assert len(here.rows()) == 1
 
 
@@ -134,7 +138,8 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(here: Here) -> N
     assert done.returncode == 1
     assert "✓ torch" in done.stdout
     assert "✗ files" in done.stdout and f"{trials}/photo.parquet" in done.stdout
-    assert "✗ failed" in done.stdout and "optimizer.lr=1e30" in done.stdout
+    assert "✗ failed" in done.stdout
+    assert "optimizer.lr=1e+30" in done.stdout
     assert "\n2 of " in done.stdout
     (trials / "photo.parquet").unlink()
     for path in trials.glob("*.parquet"):

@@ -1,8 +1,8 @@
-"""A row's place on disk, taken before its trial begins: a disk that fills up meanwhile cannot lose it.
+"""A row's file, whose place on disk is taken before its trial begins: a disk that fills up cannot lose it.
 
 The place is a hidden file, as large as any row, locked while its process lives. The row is written into
-it, and it is renamed when whole: readers of the folder never meet half a file.
-"""
+it, and it is renamed when whole: readers of the folder never meet half a file. Behind a URL there is
+nothing to take: an object store's PUT is whole or not at all by itself."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from bench import places
+
 ROW_BYTES = 2**18  # ten times the largest row seen (200 steps, 64 ranks)
 _SETTLED_SECONDS = 60.0  # a place may have been made and not locked yet
 
 
-class Place:
-    """A place under `results_dir/trials` for the row `name`; to be entered, and given up on leaving.
+class RowFile:
+    """The file of the row `name` under `results_dir/trials`; to be entered, and given up on leaving.
 
     Raises:
         OSError: there is no room for a row, or the folder cannot be written to.
@@ -28,10 +30,11 @@ class Place:
 
     def __init__(self, results_dir: Path, name: str) -> None:
         self.target = results_dir / "trials" / f"{name}.parquet"
+        self._file: int | None = None
+        if places.remote(results_dir):
+            return
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._hidden = self.target.with_name(
-            f".{name}.{os.getpid()}.tmp"
-        )  # pandas passes over hidden names
+        self._hidden = self.target.with_name(f".{name}.{os.getpid()}.tmp")  # readers pass over these
         self._file = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             with contextlib.suppress(OSError):  # file systems without locks
@@ -50,11 +53,7 @@ class Place:
             OSError: the row could not be written to its place; the message says where it was kept instead.
         """
         try:
-            os.pwrite(self._file, content, 0)
-            os.ftruncate(self._file, len(content))
-            os.fsync(self._file)
-            self._hidden.rename(self.target)
-            _settle(self.target.parent)
+            self._write(content)
         except OSError as error:
             refuge = Path(tempfile.mkdtemp(prefix="bench-row-")) / self.target.name
             refuge.write_bytes(content)
@@ -62,14 +61,26 @@ class Place:
             raise OSError(error.errno, text) from error
         return self.target
 
+    def _write(self, content: bytes) -> None:
+        if self._file is None:
+            self.target.write_bytes(content)
+            return
+        os.pwrite(self._file, content, 0)
+        os.ftruncate(self._file, len(content))
+        os.fsync(self._file)
+        self._hidden.rename(self.target)
+        _settle(self.target.parent)
+
     def give_up(self) -> None:
         """Leaves nothing behind but the row, if it was kept."""
+        if self._file is None:
+            return
         with contextlib.suppress(OSError):
             os.close(self._file)
         with contextlib.suppress(OSError):
             self._hidden.unlink()
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> RowFile:
         return self
 
     def __exit__(

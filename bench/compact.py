@@ -1,0 +1,44 @@
+"""The door to compaction: `python bench/compact.py results_dir=DIR` merges DIR/trials into few large files.
+
+  results_dir=DIR      default results
+  older_than_days=N    only files that are older (default 0: all)
+Every reader, plain pandas included, sees the same rows before and after, and reads them much faster. Trials
+may run meanwhile. Files that cannot be read, or that a newer version wrote, stay where they are and are
+named. Exit codes: 0; 1 when the folder cannot be read or written to, or another compaction is at work in
+it; 2 when the command line is wrong.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
+
+
+def main(arguments: list[str]) -> int:
+    """Merges, says what came of it, and returns the exit code."""
+    from bench.machine import ROOT
+    from bench.words import WordError, read_words
+
+    try:
+        words = read_words(arguments, {"results_dir": ROOT / "results", "older_than_days": 0.0})
+        if not (words["results_dir"] / "trials").is_dir():
+            raise WordError(f"results_dir={words['results_dir']}: no folder trials in it")
+    except WordError as error:
+        print(f"bench/compact.py: {error}", file=sys.stderr)
+        return 2
+    from bench import dataset, reading
+    from bench.units import count
+
+    try:
+        done = dataset.merge(words["results_dir"], words["older_than_days"])
+    except (OSError, dataset.BusyError) as error:
+        print(f"bench/compact.py: {error}", file=sys.stderr)
+        return 1
+    reading.say(done.left, "left as it is")
+    into = f" into {count(len(done.parts), 'file')}" if done.parts else ""
+    print(f"{count(done.rows, 'row')} of {count(done.files, 'file')} merged{into}, {len(done.left)} left")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Where a results folder may be: on a disk, or behind any URL that fsspec knows (s3://, gs://, memory://).
+
+A place behind a URL is a `UPath` (universal-pathlib, the extra `remote`), which is used like a `Path`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+
+def place(text: str) -> Path:
+    """The folder of these words, a path or a URL; URLs of files are paths.
+
+    Raises:
+        ValueError: fsspec knows no such protocol.
+        ImportError: the extra `remote`, or what this protocol needs, is not installed.
+    """
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if "://" not in text:
+        return Path(text)
+    from upath import UPath
+
+    # others write there too: what a listing said before is not believed
+    return cast(Path, UPath(text, use_listings_cache=False))
+
+
+def remote(path: Path) -> bool:
+    """Whether it is behind a URL."""
+    return not isinstance(path, Path)
+
+
+def source(path: Path) -> Any:
+    """What pyarrow reads the file from; behind a URL, its bytes at one request.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not remote(path):
+        return path
+    import pyarrow as pa  # doors start without it
+
+    return pa.BufferReader(path.read_bytes())
+
+
+def names(folder: Path) -> list[str]:
+    """The names in a folder, in no order; none if there is no such folder. Behind a URL, those of files."""
+    try:
+        if remote(folder):
+            there: Any = folder
+            entries = there.fs.ls(there.path, detail=True)
+            return [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
+        with os.scandir(folder) as found:
+            return [entry.name for entry in found]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,85 @@
+"""Rows behind URLs: in memory, and in a real object store of a local server, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import dataset, places, results
+from tests import rows
+
+pytest.importorskip("upath")
+
+SOME = [rows.measured(words, number=number) for number, words in enumerate(rows.GRID[:4])]
+OTHER = rows.measured("lora=on", sweep="20260309T090000-eeeeee")
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[str]:
+    """The URL of a bucket in moto's server."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    said = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    said |= {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    before = dict(os.environ)
+    os.environ.update(said)
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("rows")
+    yield "s3://rows"
+    os.environ.clear()
+    os.environ.update(before)
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "s3"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    root = "memory://rows" if request.param == "memory" else request.getfixturevalue("object_store")
+    return places.place(f"{root}/{secrets.token_hex(4)}/results")
+
+
+def test_rows_come_back_as_they_went(folder: Path, tmp_path: Path) -> None:
+    assert results.records(folder) == []
+    rows.write([*SOME, OTHER], folder)
+    rows.write([*SOME, OTHER], tmp_path)
+    assert results.records(folder) == results.records(tmp_path)
+    assert len(results.records(folder)) == 5
+    assert [row["sweep_id"] for row in results.records(folder, OTHER["sweep_id"])] == [OTHER["sweep_id"]]
+    assert results.records(folder, where={"precision": "bf16"}) == results.records(
+        tmp_path, where={"precision": "bf16"}
+    )
+
+
+def test_what_is_no_row_is_named_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows.write(SOME, folder)
+    (folder / "trials" / "torn.parquet").write_bytes(b"PAR1 and then no more")
+    (folder / "trials" / "empty.parquet").write_bytes(b"")
+    (folder / "trials" / "deep.parquet" / "in.parquet").write_bytes(b"PAR1")
+    assert len(results.read(folder)) == 4
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 2
+    assert f"{folder}/trials/torn.parquet: not a row" in said
+
+
+def test_merged_rows_that_were_copied_there_are_read(folder: Path, tmp_path: Path) -> None:
+    rows.write([*SOME, OTHER], tmp_path)
+    before = results.records(tmp_path)
+    left_over = sorted((tmp_path / "trials").glob("*.parquet"))[0]
+    (folder / "trials" / left_over.name).write_bytes(left_over.read_bytes())
+    (part,) = dataset.merge(tmp_path).parts
+    (folder / part.relative_to(tmp_path)).write_bytes(part.read_bytes())
+    assert results.records(folder) == before
+    assert results.records(folder, OTHER["sweep_id"]) == before[-1:]
+    where = {"precision": "bf16"}
+    assert results.records(folder, where=where) == results.records(tmp_path, where=where)
+
+
+def test_a_url_of_files_is_a_path(tmp_path: Path) -> None:
+    assert places.place(f"file://{tmp_path}") == tmp_path
+    assert not places.remote(places.place(f"file://{tmp_path}"))
