@@ -27,6 +27,7 @@ from bench.trial import Trial
 
 CONF = ROOT / "conf"
 _MOST_REPLICATES = 1000
+_JOB_MINUTES = 10  # for a job to start, over a slow file system, and to end
 _LONGEST_SECONDS = 21 * 24 * 3600  # beyond it the system call that waits takes no number
 
 
@@ -57,10 +58,14 @@ class Command:
 
 
 def register_resolvers() -> None:
-    """`${repo:}` in conf/ is the repository, whatever the current directory."""
+    """`${repo:}` in conf/ is the repository, whatever the current directory; `${job_minutes:SECONDS}` says
+    for how many minutes a cluster must lend a node to a trial that may take so long."""
     OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver(
         "unquantised", lambda workload: "float32" if workload == "train" else "bfloat16", replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "job_minutes", lambda trial_seconds: math.ceil(trial_seconds / 60) + _JOB_MINUTES, replace=True
     )
 
 

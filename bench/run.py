@@ -7,6 +7,7 @@ It starts light, checks the whole command line, hands it to Hydra, and shows wha
 
 import sys
 from pathlib import Path
+from typing import Any
 
 # Running a script puts its own folder first on sys.path, where our modules would shadow others'.
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
@@ -20,11 +21,11 @@ register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def job(config: DictConfig) -> None:
+def job(config: DictConfig) -> dict[str, Any]:
     """One Hydra job, under whatever launcher: one trial in fresh processes, one row."""
     from bench import sweep
 
-    sweep.run_job(config)
+    return sweep.run_job(config)
 
 
 if __name__ == "__main__":

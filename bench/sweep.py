@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bench.config import Command, CommandError, check, job_of, trial_of
+from bench.config import Command, CommandError, check, job_of, register_resolvers, trial_of
 
 _OWN_KEYS = ("sweep_id", "sweep_size", "replicate", "replicates", "results_dir", "hydra.mode")
 
@@ -35,7 +35,10 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         print("bench/run.py: its configuration lies in conf/; other folders are not read", file=sys.stderr)
         return 2
     sweep_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    from bench import launchers
+
     try:
+        launcher = launchers.chosen(arguments.overrides)
         command = check(arguments.overrides, multirun=arguments.multirun, sweep_id=sweep_id)
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
@@ -47,7 +50,8 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
     except OSError as error:
         print(f"bench/run.py: results_dir={command.results_dir}: {error.strerror}", file=sys.stderr)
         return 2
-    sys.argv = [argv[0], *command.arguments]
+    words = command.arguments if launcher is None else launchers.prepare(launcher, command)
+    sys.argv = [argv[0], *words]
     from bench import screen
 
     try:
@@ -65,6 +69,7 @@ def _close(command: Command, interrupted: bool) -> int:
 
     rows = results.records(command.results_dir, command.sweep_id)
     screen.show(rows, command, interrupted)
+    screen.show_lost()
     if interrupted:
         return 130
     failed = any(row["status"] in ("error", "timeout") for row in rows)
@@ -72,8 +77,8 @@ def _close(command: Command, interrupted: bool) -> int:
     return 1 if failed or missing or not rows else 0
 
 
-def run_job(config: DictConfig) -> None:
-    """One trial: executed, its row written, its line shown. Never raises for what a trial does.
+def run_job(config: DictConfig) -> dict[str, Any]:
+    """One trial: executed, its row written, shown and returned. Never raises for what a trial does.
 
     Raises:
         CommandError: the config is not a trial (under sweepers whose values nobody could check).
@@ -81,11 +86,12 @@ def run_job(config: DictConfig) -> None:
     """
     from bench import isolate, machine, results, screen
 
+    register_resolvers()  # the job may have come here by itself, from a pickle
     trial, job = trial_of(config), job_of(config)
     hydra: Any = HydraConfig.get()
     number = int(hydra.job.get("num") or 0)  # missing outside of -m
     sweep_id = job.sweep_id or "single"
-    overrides = _reproducing(list(hydra.overrides.task))
+    overrides = reproducing(list(hydra.overrides.task))
     name = f"{sweep_id}-{number:04d}-{trial.trial_id}"
     started_at = datetime.now(UTC)
     line = screen.begin(number, job.sweep_size, overrides, job.replicate)
@@ -105,8 +111,9 @@ def run_job(config: DictConfig) -> None:
     row = results.row_of(trial, outcome, identity)
     results.write(row, job.results_dir, name)
     line.end(row)
+    return row
 
 
-def _reproducing(overrides: list[str]) -> list[str]:
-    """The overrides that define the trial, without those that the door adds or that say where to."""
+def reproducing(overrides: list[str]) -> list[str]:
+    """The overrides that define a trial, without those that the door adds or that say where to."""
     return [o for o in overrides if o.partition("=")[0] not in _OWN_KEYS]

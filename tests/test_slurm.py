@@ -1,0 +1,145 @@
+"""Sweeps on a real Slurm: one node, this machine, started by tests/slurm/start.sh.
+
+.venv/bin/pytest -m slurm
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ALONE, ROOT
+from tests.doors import Door, until
+
+FOLDER = Path("/tmp/bench-slurm")
+SLURM = "submitit_slurm"
+README = ("-m", "precision=fp16,int8", "lora=on,off")
+LONG = ("timing.min_steps=60", "timing.max_steps=60")  # a trial that can be caught while it runs
+
+pytestmark = pytest.mark.slurm
+
+
+def missing() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root, to start a Slurm node"
+    if any(shutil.which(program) is None for program in ("munged", "slurmctld", "slurmd", "sbatch")):
+        return "no Slurm on this machine: apt-get install slurm-wlm"
+    if importlib.util.find_spec("submitit") is None:
+        return "needs pip install -e '.[slurm]'"
+    return None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slurm() -> Iterator[None]:
+    if reason := missing():
+        pytest.skip(reason)
+    ours = not FOLDER.exists()
+    subprocess.run(["bash", str(ROOT / "tests" / "slurm" / "start.sh"), str(FOLDER)], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(FOLDER / "slurm.conf"))
+        yield
+    if ours:
+        subprocess.run(["bash", str(ROOT / "tests" / "slurm" / "stop.sh"), str(FOLDER)], check=True)
+
+
+def queue(form: str = "%i") -> list[str]:
+    """What squeue says of each job, array or not."""
+    asked = ["squeue", "--array", "--noheader", f"--format={form}"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+
+
+def processes_of_jobs() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "SLURM_JOB_ID" in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_the_readmes_sweep(tmp_path: Path) -> None:
+    door = Door(
+        tmp_path / "its results", *README, "timing.min_steps=3", "timing.max_steps=3", launcher=SLURM
+    )
+    code, out, err = door.end()
+    assert (code, err) == (0, "")
+    rows = door.rows
+    assert list(rows["status"]) == ["ok"] * 4
+    assert set(zip(rows["precision"], rows["lora"], strict=True)) == {
+        *(("fp16", "on"), ("fp16", "off"), ("int8", "on"), ("int8", "off")),
+    }
+    assert rows["sweep_id"].nunique() == 1
+    assert "4 of 4 trials" in out
+    assert "results_dir" not in "".join(rows["overrides"])
+    assert not [*tmp_path.rglob("*.pkl")], "no pickle stays among the results"
+
+
+def test_a_job_killed_by_scancel_is_named_and_the_same_command_completes_the_sweep(tmp_path: Path) -> None:
+    door = Door(tmp_path, *README, *LONG, launcher=SLURM)
+    until(lambda: [*tmp_path.glob("logs/*/*-0003-*.log")], door)  # its worker has started
+    (job,) = [word for word in queue() if word.endswith("_3")]
+    subprocess.run(["scancel", job], check=True)
+    code, out, err = door.end()
+    assert (code, err) == (1, "")
+    assert "3 of 4 trials" in out
+    told = out[out.index("No row came of") :]
+    assert (
+        f"trial 4: precision=int8 lora=off {' '.join(LONG)} {ALONE}: its job {job} ended as CANCELLED"
+        in told
+    )
+    assert "the same command again" in told
+    assert not processes_of_jobs()
+    assert len(door.rows) == len([*(tmp_path / "trials").iterdir()]) == 3, (
+        "nothing torn, nothing half written"
+    )
+
+    again = Door(tmp_path, *README, *LONG, launcher=SLURM)
+    assert again.end()[0] == 0
+    done = again.rows
+    assert len(done[["precision", "lora"]].drop_duplicates()) == 4
+    assert set(done["status"]) == {"ok"}
+
+
+def test_ctrl_c_cancels_the_jobs(tmp_path: Path) -> None:
+    held = "+hydra.launcher.additional_parameters.hold=true"
+    door = Door(tmp_path, "-m", "seed=1,2,3", held, launcher="slurm")
+    until(lambda: len(queue()) == 3, door)
+    until(lambda: [*tmp_path.glob("logs/*/.submitit/*_2/*_submitted.pkl")], door)
+    time.sleep(1)  # between submitting and waiting
+    door.process.send_signal(signal.SIGINT)
+    code, out, _ = door.end()
+    assert code == 130
+    assert queue() == []
+    assert "No trial has ended" in out
+
+
+def test_jobs_that_never_started_are_named(tmp_path: Path) -> None:
+    held = "+hydra.launcher.additional_parameters.hold=true"
+    door = Door(tmp_path, "-m", "seed=1", "replicates=2", held, launcher="slurm")
+    until(lambda: len(queue()) == 2, door)
+    subprocess.run(["scancel", queue("%F")[0]], check=True)
+    code, out, _ = door.end()
+    assert code == 1
+    assert f"trial 2: seed=1 {ALONE} #2: its job" in out
+    assert out.count("ended as CANCELLED") == 4, "when it is seen, and at the end"
+
+
+def test_what_slurm_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    code, out, err = Door(tmp_path, "seed=1", "hydra.launcher.partition=nowhere", launcher=SLURM).end()
+    assert (code, out) == (2, "")
+    assert err.startswith("sbatch: error: invalid partition specified: nowhere\n")
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(
+        "bench/run.py: slurm: sbatch: error: Batch job submission failed"
+    )
