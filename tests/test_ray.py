@@ -18,7 +18,7 @@ from tests.doors import Door, until
 
 README = ("-m", "precision=fp16,int8", "lora=on,off")
 LONG = ("timing.min_steps=60", "timing.max_steps=60")
-WHOLE = "hydra.launcher.ray.remote.num_cpus=1"
+WHOLE = "+hydra.launcher.ray.remote.num_cpus=1"
 
 pytestmark = [
     pytest.mark.ray,
@@ -51,7 +51,7 @@ def test_the_readmes_sweep(tmp_path: Path) -> None:
 def test_a_task_whose_process_dies_is_named_and_the_same_command_completes_the_sweep(
     tmp_path: Path,
 ) -> None:
-    once = "hydra.launcher.ray.remote.max_retries=0"
+    once = "+hydra.launcher.ray.remote.max_retries=0"
     door = Door(tmp_path, *README, *LONG, WHOLE, once, launcher="ray")
     until(lambda: [*tmp_path.glob("logs/*/*-0003-*.log")], door)  # its worker has started
     busy = [process for process in of_ray() if "ray::_run_job" in " ".join(process.cmdline())]
