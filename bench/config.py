@@ -28,7 +28,17 @@ from bench.trial import Trial
 CONF = ROOT / "conf"
 _MOST_REPLICATES = 1000
 _JOB_MINUTES = 10  # for a job to start, over a slow file system, and to end
+_MOST_JOBS = 1024
+RESUME = ("auto", "off", "force")
+BUSY = ("flag", "wait", "share")
 _LONGEST_SECONDS = 21 * 24 * 3600  # beyond it the system call that waits takes no number
+
+
+_NOT_SWEPT = ("replicates", "results_dir", "resume", "dry_run", "skip_predicted_oom", "jobs", "busy")
+
+
+_LAUNCHER = "hydra/launcher"
+_LAUNCHERS = (_LAUNCHER, "hydra.launcher")
 
 
 class CommandError(ValueError):
@@ -45,6 +55,11 @@ class Job:
     replicate: int
     sweep_id: str | None
     sweep_size: int | None
+    resume: str
+    dry_run: bool
+    skip_predicted_oom: bool
+    jobs: int
+    busy: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,8 @@ class Command:
     sweep_id: str
     size: int | None
     results_dir: Path
+    dry_run: bool
+    launcher: str
 
 
 def register_resolvers() -> None:
@@ -139,6 +156,11 @@ def job_of(config: DictConfig) -> Job:
         raise CommandError(_type_message(error)) from None
     if not 1 <= job.replicates <= _MOST_REPLICATES:
         raise CommandError(f"replicates={job.replicates}: must be from 1 to {_MOST_REPLICATES}")
+    if not 1 <= job.jobs <= _MOST_JOBS:
+        raise CommandError(f"jobs={job.jobs}: must be from 1 to {_MOST_JOBS}")
+    for key, levels in (("resume", RESUME), ("busy", BUSY)):
+        if getattr(job, key) not in levels:
+            raise CommandError(f"{key}={getattr(job, key)}: choose one of {', '.join(levels)}")
     if not config["results_dir"]:
         raise CommandError("results_dir is empty: name a folder, or leave it out for results/")
     if not 0 < job.timeout_seconds <= _LONGEST_SECONDS:
@@ -204,7 +226,7 @@ def _command(
     foreign: bool,
 ) -> Command:
     for override, values in zip(overrides, choices, strict=True):
-        if override.key_or_group in ("replicates", "results_dir") and len(values) > 1:
+        if override.key_or_group in _NOT_SWEPT and len(values) > 1:
             raise CommandError(f"{override.key_or_group} cannot be swept")
     size = None if foreign else math.prod((job.replicates, *map(len, choices)))
     added = [f"sweep_id={sweep_id}", f"sweep_size={'null' if size is None else size}"]
@@ -219,7 +241,24 @@ def _command(
         given = [f"replicate={numbers}", *given]
     if size != 1 or any(override.is_sweep_override() for override in overrides):
         added.append("hydra.mode=MULTIRUN")
-    return Command([*given, *added], sweep_id, size, job.results_dir)
+    launcher, given, more = _launched(given, job)
+    return Command([*given, *added, *more], sweep_id, size, job.results_dir, job.dry_run, launcher)
+
+
+def _launched(given: list[str], job: Job) -> tuple[str, list[str], list[str]]:
+    """The launcher, the words without it where it does not count, and those that choose it.
+
+    Raises:
+        CommandError: jobs= and a launcher, which has its own way to say how many.
+    """
+    named = [word.partition("=")[2] for word in given if word.startswith(f"{_LAUNCHER}=")]
+    if job.dry_run:  # one after the other, and here
+        return "basic", [word for word in given if not word.lstrip("+").startswith(_LAUNCHERS)], []
+    if job.jobs == 1:
+        return (named or ["basic"])[-1], given, []
+    if named:
+        raise CommandError(f"jobs={job.jobs}: hydra/launcher={named[-1]} has its own limit of jobs")
+    return "joblib", given, [f"{_LAUNCHER}=joblib", f"hydra.launcher.n_jobs={job.jobs}"]
 
 
 def _parse(arguments: list[str]) -> list[Override]:

@@ -146,7 +146,10 @@ _UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2
 
 def out_of_memory(error: BaseException) -> tuple[bool, int | None]:
     """Whether `error` means that memory ran out, and the bytes that were asked for if it says so."""
-    text = str(error)
+    try:
+        text = str(error)
+    except BaseException:  # libraries' exceptions are code too
+        text = ""
     for pattern in _BYTES_ASKED:
         if match := pattern.search(text):
             return True, round(float(match[1]) * _UNITS[match[2]])

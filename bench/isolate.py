@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from bench.leases import Lease
 from bench.machine import ROOT
 from bench.trial import Trial
 
@@ -86,6 +87,7 @@ def run(
     timeout_seconds: float,
     on_stage: Callable[[str], None] = lambda _stage: None,
     start_method: str = "forkserver",
+    lease: Lease | None = None,
 ) -> Outcome:
     """Executes `trial` in fresh processes, one for each rank, and waits for the verdict.
 
@@ -95,17 +97,19 @@ def run(
         timeout_seconds: after which all ranks are ended.
         on_stage: told what the first rank does, as it changes.
         start_method: forkserver, or spawn to see what the fork server saves.
+        lease: the cores and GPUs to use; default: those that this process may use.
 
     Raises:
         KeyboardInterrupt: passed on, with every rank ended.
     """
     started = time.monotonic()
+    deadline = started + timeout_seconds
     log.parent.mkdir(parents=True, exist_ok=True)
     kills_before = _host_oom_kills()
-    workers, in_time = _execute(trial, log, started + timeout_seconds, on_stage, start_method)
+    workers, in_time = _execute(trial, log, deadline, on_stage, start_method, lease)
     if any(w.last_word == "poisoned" for w in workers):
         # Some library initialised the device in the server: slower, but right.
-        workers, in_time = _execute(trial, log, started + timeout_seconds, on_stage, "spawn")
+        workers, in_time = _execute(trial, log, deadline, on_stage, "spawn", lease)
     status, reason, text = _verdict(workers, in_time, timeout_seconds, kills_before)
     return Outcome(
         status=status,
@@ -123,18 +127,27 @@ def _execute(
     deadline: float,
     on_stage: Callable[[str], None],
     start_method: str,
+    lease: Lease | None,
 ) -> tuple[list[_Worker], bool]:
     """Starts all ranks and stays until none is left; whether they ended before the deadline."""
     with tempfile.TemporaryDirectory(prefix="bench-") as meeting_place:
         workers: list[_Worker] = []
         try:
-            _start(workers, trial, log, str(Path(meeting_place) / "rendezvous"), start_method)
+            rendezvous = str(Path(meeting_place) / "rendezvous")
+            _start(workers, trial, log, rendezvous, start_method, lease)
             return workers, _attend(workers, deadline, on_stage)
         finally:
             _end(workers)
 
 
-def _start(workers: list[_Worker], trial: Trial, log: Path, rendezvous: str, start_method: str) -> None:
+def _start(
+    workers: list[_Worker],
+    trial: Trial,
+    log: Path,
+    rendezvous: str,
+    start_method: str,
+    lease: Lease | None,
+) -> None:
     """Adds a worker for each rank, so that those already started can be ended if one cannot be."""
     context: Any = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
@@ -143,7 +156,7 @@ def _start(workers: list[_Worker], trial: Trial, log: Path, rendezvous: str, sta
         ours, theirs = context.Pipe(duplex=False)
         rank_log = log if rank == 0 else log.with_suffix(f".rank{rank}{log.suffix}")
         process = context.Process(
-            target=_enter, args=(theirs, trial, rank, rendezvous, str(rank_log)), daemon=True
+            target=_enter, args=(theirs, trial, rank, rendezvous, str(rank_log), lease), daemon=True
         )
         with _start_method(start_method):
             process.start()
@@ -176,6 +189,7 @@ def _server_environment(log: Path) -> Iterator[None]:
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # see preload.py
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML numbers them
     sys.stdout.flush()
     sys.stderr.flush()
     screen = os.dup(2)
@@ -193,7 +207,9 @@ def _server_environment(log: Path) -> Iterator[None]:
             os.environ["PYTHONPATH"] = path
 
 
-def _enter(connection: Connection, trial: Trial, rank: int, rendezvous: str, log: str) -> None:
+def _enter(
+    connection: Connection, trial: Trial, rank: int, rendezvous: str, log: str, lease: Lease | None = None
+) -> None:
     """The worker's first steps: its own group, its end tied to ours, its voice in the log."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
@@ -206,6 +222,8 @@ def _enter(connection: Connection, trial: Trial, rank: int, rendezvous: str, log
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
+    if lease is not None:
+        _keep_to(lease)
     try:
         from bench.preload import poisoned
         from bench.worker import work
@@ -222,6 +240,14 @@ def _enter(connection: Connection, trial: Trial, rank: int, rendezvous: str, log
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _keep_to(lease: Lease) -> None:
+    """This process sees no more than was leased; no device has been touched yet."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, lease.cores)
+    if lease.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease.gpus)
 
 
 def _attend(workers: list[_Worker], deadline: float, on_stage: Callable[[str], None]) -> bool:

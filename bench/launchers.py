@@ -21,7 +21,6 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from bench import screen
 from bench.config import Command, CommandError
 from bench.machine import ROOT
-from bench.sweep import reproducing
 
 # A launcher, the extra of pyproject.toml that brings it, and what must be importable for it.
 _SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
@@ -44,19 +43,19 @@ class Refused(SystemExit):
         super().__init__(2)
 
 
-def chosen(overrides: Sequence[str]) -> str | None:
-    """The launcher that the command line asks for, None where it asks for none.
+def require(overrides: Sequence[str]) -> None:
+    """Looks whether the launcher that the command line asks for is installed.
 
     Raises:
-        CommandError: the launcher's extra is not installed.
+        CommandError: its extra is not.
     """
-    words = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("hydra/launcher=")]
-    name = words[-1].strip("'\"") if words else None
-    if name in _NEEDS:
-        extra, modules, _ = _NEEDS[name]
-        if not all(_importable(module) for module in modules):
-            raise CommandError(f"hydra/launcher={name}: needs pip install -e '.[{extra}]'")
-    return name
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        name = value.strip("'\"")
+        if key == "hydra/launcher" and name in _NEEDS:
+            extra, modules, _ = _NEEDS[name]
+            if not all(_importable(module) for module in modules):
+                raise CommandError(f"hydra/launcher={name}: needs pip install -e '.[{extra}]'")
 
 
 def _importable(module: str) -> bool:
@@ -66,16 +65,18 @@ def _importable(module: str) -> bool:
         return False
 
 
-def prepare(launcher: str, command: Command) -> list[str]:
-    """Hydra's arguments for `command` under `launcher`, whose jobs start somewhere else, from a pickle.
+def arguments(command: Command) -> list[str]:
+    """Hydra's arguments for `command`.
 
-    They get an absolute results_dir, and find this package through PYTHONPATH.
+    Where its launcher is one of ours, jobs start somewhere else, from a pickle: they get an absolute
+    results_dir, and find this package through PYTHONPATH.
     """
+    if command.launcher not in _NEEDS:
+        return command.arguments
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
-    if launcher in _NEEDS:
-        known = Plugins.instance().class_name_to_class
-        known |= importlib.import_module(_NEEDS[launcher][2]).LAUNCHERS
+    known = Plugins.instance().class_name_to_class
+    known |= importlib.import_module(_NEEDS[command.launcher][2]).LAUNCHERS
     given = [word for word in command.arguments if not word.startswith(("results_dir=", "hydra.mode="))]
     return [*given, f"results_dir={_quoted(str(command.results_dir))}", "hydra.mode=MULTIRUN"]
 
@@ -99,13 +100,19 @@ def gather(
     for index, end in ends:
         if isinstance(end, JobReturn) and end.status == JobStatus.COMPLETED:
             returned[index] = end
-            row = end.return_value
-            words = shlex.split(row["overrides"])[2:]
-            screen.begin(first + index, len(job_overrides), words, row["replicate"]).end(row)
+            _show(first + index, len(job_overrides), end.return_value)
         else:
             reason = end if isinstance(end, str) else _told(end)
             screen.lost(first + index, " ".join(_label(job_overrides[index])), reason)
     return [returned[index] for index in sorted(returned)]
+
+
+def _show(number: int, size: int, row: dict[str, Any] | None) -> None:
+    if row is None:
+        screen.passed_over()
+        return
+    words = shlex.split(row["overrides"])[2:]
+    screen.begin(number, size, words, row["replicate"]).end(row)
 
 
 def _told(end: JobReturn) -> str:
@@ -115,6 +122,8 @@ def _told(end: JobReturn) -> str:
 
 def _label(overrides: Sequence[str]) -> list[str]:
     """What tells a job's trial from the others, as the command line would say it."""
+    from bench.job import reproducing
+
     words = reproducing([str(word) for word in filter_overrides(overrides)])
     replicates = [word.partition("=")[2] for word in overrides if word.startswith("replicate=")]
     return [*words, *(f"#{int(number) + 1}" for number in replicates)]

@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -65,16 +66,55 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def gpu_names() -> list[str]:
-    """The NVIDIA GPUs of this machine as torch calls them; none where there is no driver."""
+def _of_gpus(question: Callable[[Any, Any], Any]) -> list[Any]:
+    """What NVML answers for each GPU that this process may use, in the order of their bus addresses
+    (NVML's, and torch's with CUDA_DEVICE_ORDER=PCI_BUS_ID); nothing where there is no driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            by_uuid = {str(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+            named = [word.strip() for word in visible.split(",") if word.strip()]
+            handles = [handles[int(word)] if word.isdigit() else by_uuid[word] for word in named]
+        return [question(pynvml, handle) for handle in handles]
     except Exception:  # no driver, no library, or neither: NVML has many ways to say so
         return []
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as torch calls them; none where there is no driver."""
+    return [str(name) for name in _of_gpus(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))]
+
+
+def gpu_uuids() -> list[str]:
+    """Their UUIDs, in the same order."""
+    return [str(uuid) for uuid in _of_gpus(lambda nvml, gpu: nvml.nvmlDeviceGetUUID(gpu))]
+
+
+def gpu_memory_bytes() -> list[int]:
+    """Their whole memories, in the same order."""
+    return [int(size) for size in _of_gpus(lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total)]
+
+
+def gpu_processes(uuid: str) -> list[int]:
+    """The processes that compute on one GPU now."""
+    found = _of_gpus(
+        lambda nvml, gpu: (
+            [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
+            if str(nvml.nvmlDeviceGetUUID(gpu)) == uuid
+            else []
+        )
+    )
+    return [pid for pids in found for pid in pids]
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version; None where there is none."""
+    versions = _of_gpus(lambda nvml, _gpu: nvml.nvmlSystemGetDriverVersion())
+    return str(versions[0]) if versions else None
 
 
 def process_bytes(field: str) -> int | None:

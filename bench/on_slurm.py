@@ -123,7 +123,10 @@ def _ends(jobs: list[Any], states: States) -> Iterator[tuple[int, End]]:
         for index, (since, state) in seen_ended.items():
             if index in pending and now - since >= _LATE_SECONDS:
                 job = pending.pop(index)
-                yield index, f"its job {job.job_id} ended as {state}; see {job.paths.stderr}"
+                yield (
+                    index,
+                    f"its job {job.job_id} ended as {state}{_last_words(job, state)}; see {job.paths.stderr}",
+                )
                 _tidy(job)
         if not pending:
             return
@@ -158,6 +161,14 @@ def _result(job: Any) -> End:
             f"its job {job.job_id} failed: {told[-2] if len(told) > 1 else error}; see {job.paths.stderr}"
         )
     return end  # type: ignore[no-any-return]
+
+
+def _loss(job: Any, state: str) -> str:
+    """How a job ended that returned nothing; with its last line, if it failed by itself."""
+    told = f"its job {job.job_id} ended as {state}"
+    if state == "FAILED" and job.paths.stderr.is_file():
+        told += f" ({_last_line(job.paths.stderr.read_text())})"
+    return f"{told}; see {job.paths.stderr}"
 
 
 def _tidy(job: Any) -> None:

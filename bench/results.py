@@ -27,6 +27,7 @@ from bench.categories import CATEGORIES, PHASES
 from bench.flops import peak_flops_per_sec
 from bench.isolate import Outcome
 from bench.machine import PACKAGES
+from bench.place import Place
 from bench.trial import Trial
 
 SCHEMA_VERSION = 1
@@ -77,6 +78,7 @@ SCHEMA = pa.schema(
         *((n, _INT) for n in ("micro_batch_size", "seq_len", "grad_accum_steps", "seed", "threads")),
         *((n, _TEXT) for n in ("param_dtype", "compute_dtype", "quantization", "attention")),
         ("memory_limit_bytes", _INT),
+        ("predicted_peak_bytes", _INT),
         *((name, _TEXT) for name in ("overrides", "definition")),
         # size
         *((name, _INT) for name in ("param_count", "trainable_param_count")),
@@ -108,7 +110,7 @@ SCHEMA = pa.schema(
         ("device_memory_bytes", _INT),
         ("driver_version", _TEXT),
         *((f"{package}_version", _TEXT) for package in PACKAGES),
-        *((name, _TEXT) for name in ("python_version", "hostname", "git_commit")),
+        *((name, _TEXT) for name in ("python_version", "hostname", "environment", "git_commit")),
         ("git_dirty", _BOOL),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
@@ -238,20 +240,15 @@ def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
     Raises:
         OSError: the folder cannot be written to.
     """
-    folder = results_dir / "trials"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}.parquet"
-    hidden = folder / f".{name}.{os.getpid()}.tmp"  # readers of a folder pass over hidden names
-    table = pa.Table.from_pylist([row], schema=SCHEMA)
-    try:
-        with hidden.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(target)
-    finally:
-        hidden.unlink(missing_ok=True)
-    return target
+    with Place(results_dir, name) as place:
+        return place.keep(to_parquet(row))
+
+
+def to_parquet(row: dict[str, Any]) -> bytes:
+    """The content of the file that holds this one row."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), buffer)
+    return bytes(buffer.getvalue().to_pybytes())
 
 
 def _files(results_dir: Path, sweep_id: str | None) -> list[Path]:
@@ -329,6 +326,13 @@ def records(
 ) -> list[dict[str, Any]]:
     """The same rows as plain dicts, null as None."""
     return records_of(_files(results_dir, sweep_id), columns)
+
+
+def of_trial(
+    results_dir: Path, trial_id: str, columns: Iterable[str] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one trial, oldest first, whichever sweep they are of."""
+    return records_of(list((results_dir / "trials").glob(f"*-{glob.escape(trial_id)}.parquet")), columns)
 
 
 def records_of(files: list[Path], columns: Iterable[str] | None = None) -> list[dict[str, Any]]:

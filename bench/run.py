@@ -15,17 +15,18 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from bench.config import register_resolvers  # noqa: E402
+from bench.config import CONF, register_resolvers  # noqa: E402
 
 register_resolvers()
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def job(config: DictConfig) -> dict[str, Any]:
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(config: DictConfig) -> dict[str, Any] | None:
     """One Hydra job, under whatever launcher: one trial in fresh processes, one row."""
-    from bench import sweep
+    from bench import job, signals
 
-    return sweep.run_job(config)
+    signals.arrange(door=False)
+    return job.run(config)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from bench.config import Command
+    from bench.diagnosis import Finding
+    from bench.forecast import Planned
 
 _GIB = 2**30
 _COLOURS = {"ok": "green", "oom": "yellow", "skipped": "cyan", "timeout": "red", "error": "red"}
@@ -41,6 +43,8 @@ class _Sweep:
     started: float = field(default_factory=time.monotonic)
     done: int = 0
     lost: list[str] = field(default_factory=list)
+
+    planned: list[Planned] = field(default_factory=list)
 
     def so_far(self) -> str:
         """Time spent, and time left from the trials so far where that can be known."""
@@ -138,6 +142,22 @@ def show_lost() -> None:
         print("Give the same command again to run them.")
 
 
+def passed_over() -> None:
+    """A trial has a row already; the time left is that of the others."""
+    if _sweep and _sweep.size is not None:
+        _sweep.size -= 1
+
+
+def planned(line: Line, plan: Planned) -> None:
+    """What a dry run found out about a trial takes the place of its row."""
+    if not _sweep:
+        return
+    _sweep.planned.append(plan)
+    _sweep.done += 1
+    if _sweep.live:
+        _sweep.live.remove_task(line.task)
+
+
 def _facts(row: dict[str, Any]) -> str:
     if row["status"] == "ok":
         rate = row["tokens_per_sec_per_device"]
@@ -217,9 +237,17 @@ def _change(row: dict[str, Any], first: dict[str, Any], column: str) -> str:
     return f"{(row[column] / first[column] - 1) * 100:+.1f} %"
 
 
-def show(rows: Rows, command: Command, interrupted: bool) -> None:
-    """The table of a finished sweep, where its rows are, and how to get one of them again."""
+def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
+    """The table of a finished sweep, where its rows are, and how to get one of them again.
+
+    Args:
+        new: the rows that it wrote.
+        reused: rows of earlier sweeps that stand for trials that it passed over.
+        command: the sweep.
+        interrupted: whether it was cut short.
+    """
     console = _console()
+    rows = reused + new
     if not rows:
         console.print("No trial has ended; no row was written.")
         return
@@ -228,8 +256,16 @@ def show(rows: Rows, command: Command, interrupted: bool) -> None:
         f"\n{escape(device)}, {len(rows)} of {command.size or len(rows)} trials\n", highlight=False
     )
     console.print(table(rows), highlight=False)
+    if reused:
+        console.print(
+            f"\n{len(reused)} of these trials had a row already and did not run (resume=off runs all)",
+            highlight=False,
+        )
     if interrupted:
-        console.print("\nInterrupted; the rows above are complete and stay.", highlight=False)
+        console.print(
+            "\nInterrupted; the rows above are complete and stay. The same command goes on from here.",
+            highlight=False,
+        )
     trials = os.path.relpath(command.results_dir / "trials")
     shown = str(command.results_dir / "trials") if trials.startswith("..") else trials
     console.print(f"\nRows       {escape(shown)}  (sweep_id {command.sweep_id})", highlight=False)
@@ -237,3 +273,39 @@ def show(rows: Rows, command: Command, interrupted: bool) -> None:
     if any(row["status"] in ("error", "timeout") for row in rows):
         logs = command.results_dir / "logs" / command.sweep_id
         console.print(f"Logs       {escape(str(logs))}", highlight=False)
+
+
+def show_plan() -> None:
+    """The table of a dry run: what would run, what does not fit, how long it all takes."""
+    console, plans = _console(), _sweep.planned if _sweep else []
+    columns = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    columns.add_column("trial", overflow="fold")
+    columns.add_column("plan")
+    columns.add_column("predicted peak GiB", justify="right")
+    columns.add_column("device GiB", justify="right")
+    columns.add_column("expected", justify="right")
+    columns.add_column("reason", overflow="fold")
+    for plan in plans:
+        found = plan.forecast
+        peak = "" if found is None or found.peak_bytes is None else _gib(found.peak_bytes)
+        here = "" if not peak or found is None else _gib(found.capacity_bytes)
+        took = "" if plan.seconds is None else _duration(plan.seconds)
+        reason = (found.reason or "") if found else ""
+        columns.add_row(*map(escape, [plan.label, plan.verdict, peak, here, took, reason]))
+    console.print()
+    console.print(columns, highlight=False)
+    known = [plan.seconds for plan in plans if plan.seconds is not None]
+    unknown = len(plans) - len(known)
+    text = f"\n{len(plans)} trials, nothing was run. Expected: {_duration(sum(known))}"
+    if unknown:
+        text += f", and {unknown} that no earlier row tells the time of (at most timeout_seconds each)"
+    console.print(text, highlight=False)
+
+
+def finding(found: Finding) -> None:
+    """One line of the doctor's."""
+    mark, colour = ("✗", "red") if found.wrong else ("✓", "green")
+    console = _console()
+    console.print(f"[{colour}]{mark}[/] {found.what:<18}{escape(found.found)}", highlight=False)
+    if found.remedy:
+        console.print(f"  {'':<18}→ {escape(found.remedy)}", highlight=False)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import secrets
-import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from bench.config import Command, CommandError, check, job_of, register_resolvers, trial_of
+from bench import place
+from bench.config import Command, CommandError, check
 
-_OWN_KEYS = ("sweep_id", "sweep_size", "replicate", "replicates", "results_dir", "hydra.mode")
+_HERE = ("basic", "joblib")  # launchers whose jobs are this terminal's too, and know Ctrl-C
 
 
 def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
@@ -38,82 +36,71 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
     from bench import launchers
 
     try:
-        launcher = launchers.chosen(arguments.overrides)
+        launchers.require(arguments.overrides)
         command = check(arguments.overrides, multirun=arguments.multirun, sweep_id=sweep_id)
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
     try:
-        (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
-            pass
+        if not command.dry_run:
+            _require_room(command)
     except OSError as error:
         print(f"bench/run.py: results_dir={command.results_dir}: {error.strerror}", file=sys.stderr)
         return 2
-    words = command.arguments if launcher is None else launchers.prepare(launcher, command)
-    sys.argv = [argv[0], *words]
-    from bench import screen
+    sys.argv = [argv[0], *launchers.arguments(command)]
+    try:
+        return _close(command, _carry_out(command, hydra_main))
+    except BrokenPipeError:  # whoever read the lines has gone; the rows are there
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
 
+
+def _require_room(command: Command) -> None:
+    """The folder can be written to, and what killed sweeps left in it is cleared away.
+
+    Raises:
+        OSError: it cannot.
+    """
+    (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
+        pass
+    for left in place.abandoned(command.results_dir):
+        left.unlink(missing_ok=True)
+
+
+def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
+    """Runs all jobs; the exit code if that was cut short."""
+    from bench import job, screen, signals
+
+    signals.arrange(door=True, patient=command.launcher in _HERE)
     try:
         with screen.progress(command.size):
             hydra_main()
-        interrupted = False
+    except signals.Ended as ended:
+        return 128 + ended.number
     except KeyboardInterrupt:
-        interrupted = True
-    return _close(command, interrupted)
+        return 128 + signal.SIGINT
+    except job.NotWritten as error:
+        print(f"bench/run.py: {error}", file=sys.stderr)
+        return 1
+    return None
 
 
-def _close(command: Command, interrupted: bool) -> int:
+def _close(command: Command, cut_short: int | None) -> int:
     """Shows the sweep's table; the exit code follows from its rows."""
-    from bench import results, screen
+    from bench import results, resume, screen
 
+    if command.dry_run:
+        screen.show_plan()
+        return cut_short or 0
+    logs = command.results_dir / "logs" / command.sweep_id
+    reused = resume.reused(logs, command.results_dir)
     rows = results.records(command.results_dir, command.sweep_id)
-    screen.show(rows, command, interrupted)
+    screen.show(rows, reused, command, interrupted=cut_short is not None)
     screen.show_lost()
-    if interrupted:
-        return 130
+    rows += reused
+    if cut_short is not None:
+        return cut_short
     failed = any(row["status"] in ("error", "timeout") for row in rows)
     missing = command.size is not None and len(rows) < command.size
     return 1 if failed or missing or not rows else 0
-
-
-def run_job(config: DictConfig) -> dict[str, Any]:
-    """One trial: executed, its row written, shown and returned. Never raises for what a trial does.
-
-    Raises:
-        CommandError: the config is not a trial (under sweepers whose values nobody could check).
-        OSError: the row cannot be written.
-    """
-    from bench import isolate, machine, results, screen
-
-    register_resolvers()  # the job may have come here by itself, from a pickle
-    trial, job = trial_of(config), job_of(config)
-    hydra: Any = HydraConfig.get()
-    number = int(hydra.job.get("num") or 0)  # missing outside of -m
-    sweep_id = job.sweep_id or "single"
-    overrides = reproducing(list(hydra.overrides.task))
-    name = f"{sweep_id}-{number:04d}-{trial.trial_id}"
-    started_at = datetime.now(UTC)
-    line = screen.begin(number, job.sweep_size, overrides, job.replicate)
-    outcome = isolate.run(
-        trial,
-        log=job.results_dir / "logs" / sweep_id / f"{name}.log",
-        timeout_seconds=job.timeout_seconds,
-        on_stage=line.stage,
-    )
-    identity: dict[str, Any] = {
-        "sweep_id": sweep_id,
-        "replicate": job.replicate,
-        "started_at": started_at,
-        "overrides": shlex.join(["python", "bench/run.py", *overrides]),
-        **machine.software(),
-    }
-    row = results.row_of(trial, outcome, identity)
-    results.write(row, job.results_dir, name)
-    line.end(row)
-    return row
-
-
-def reproducing(overrides: list[str]) -> list[str]:
-    """The overrides that define a trial, without those that the door adds or that say where to."""
-    return [o for o in overrides if o.partition("=")[0] not in _OWN_KEYS]

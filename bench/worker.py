@@ -7,6 +7,7 @@ touches no device; the fork server does it once for all trials.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -89,7 +90,8 @@ def _last_word(
     error: BaseException, device: torch.device, columns: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     text = "".join(traceback.format_exception(error))
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # a full disk; what was never text
+        print(text, file=sys.stderr, flush=True)
     ran_out, asked = accelerator.out_of_memory(error)
     found = accelerator.counters(device) if ran_out else None
     if found is not None:

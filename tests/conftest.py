@@ -16,6 +16,7 @@ import torch
 
 from bench.config import register_resolvers, trial_from
 from bench.trial import Trial
+from tests.sweeps import Here
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,3 +89,10 @@ def run_into(results_dir: Path, *arguments: str, brief: bool = True) -> Command:
 def bench_run(tmp_path: Path) -> Callable[..., Command]:
     """`run_into` a folder of the test's own."""
     return partial(run_into, tmp_path / "results")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Sweeps in this process, into a folder of the test's own."""
+    monkeypatch.setattr("bench.place._SETTLED_SECONDS", 0.0)
+    return Here(tmp_path / "results", monkeypatch)

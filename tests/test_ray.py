@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -39,9 +40,18 @@ def of_ray() -> list[psutil.Process]:
     return found
 
 
+def none_left() -> None:
+    for _ in range(100):
+        if not of_ray():
+            break
+        time.sleep(0.2)
+    assert of_ray() == []
+
+
 def test_the_readmes_sweep(tmp_path: Path) -> None:
     sweep = run_into(tmp_path / "rows", *README, "hydra/launcher=ray", WHOLE)
-    assert (sweep.code, sweep.err) == (0, "")
+    assert sweep.code == 0, sweep.err
+    assert "Traceback" not in sweep.err
     rows = sweep.rows
     assert list(rows["status"]) == ["ok"] * 4
     assert rows["sweep_id"].nunique() == 1
@@ -65,12 +75,21 @@ def test_a_task_whose_process_dies_is_named_and_the_same_command_completes_the_s
     told = out[out.index("No row came of") :]
     assert "trial 4: precision=int8 lora=off" in told
     assert told.count("its task failed") == len(busy)
-    for _ in range(50):
-        if not of_ray():
-            break
-        time.sleep(0.2)
-    assert of_ray() == []
+    none_left()
 
     again = Door(tmp_path, *README, *LONG, WHOLE, once, launcher="ray")
-    assert again.end()[0] == 0
+    code, out, _ = again.end()
+    assert code == 0
+    assert f"{len(rows)} of these trials had a row already" in out
+    assert list(again.rows["status"]) == ["ok"] * 4
     assert len(again.rows[["precision", "lora"]].drop_duplicates()) == 4
+
+
+def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+    door = Door(tmp_path, "-m", "seed=1,2,3", *LONG, WHOLE, launcher="ray")
+    until(lambda: [*tmp_path.glob("logs/*/*-0000-*.log")], door)
+    door.process.send_signal(signal.SIGINT)
+    code, _, err = door.end()
+    assert code == 130
+    assert "Traceback" not in err
+    none_left()

@@ -105,10 +105,11 @@ def test_a_job_killed_by_scancel_is_named_and_the_same_command_completes_the_swe
     )
 
     again = Door(tmp_path, *README, *LONG, launcher=SLURM)
-    assert again.end()[0] == 0
-    done = again.rows
-    assert len(done[["precision", "lora"]].drop_duplicates()) == 4
-    assert set(done["status"]) == {"ok"}
+    code, out, err = again.end()
+    assert (code, err) == (0, "")
+    assert "3 of these trials had a row already" in out
+    assert list(again.rows["status"]) == ["ok"] * 4
+    assert len(again.rows[["precision", "lora"]].drop_duplicates()) == 4
 
 
 def test_ctrl_c_cancels_the_jobs(tmp_path: Path) -> None:

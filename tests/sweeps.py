@@ -1,0 +1,80 @@
+"""A sweep in this very process, on its warm fork server: the door's own code without its start-up."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bench import isolate, results, screen, signals, sweep
+
+Hook = Callable[[str, str], None]
+
+
+class Here:
+    """Runs sweeps into one folder, and says what is in it afterwards."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+
+    def run(self, *words: str, at: Hook | None = None) -> int:
+        """The exit code of `bench/run.py -m words`; `at` is called with each stage of each trial."""
+        from bench.run import job
+        from tests.conftest import ALONE, BRIEF
+
+        with self._monkeypatch.context() as patch, _signals_restored():
+            if at is not None:
+                shown = screen.Line.stage
+
+                def stage(line: screen.Line, now: str) -> None:
+                    shown(line, now)
+                    at(line.label, now)
+
+                patch.setattr(screen.Line, "stage", stage)
+            argv = ["bench/run.py", "-m", *BRIEF, ALONE, f"results_dir={self.folder}", *words]
+            patch.setattr(sys, "argv", argv)
+            return sweep.main(job, argv)
+
+    def statuses(self) -> list[str]:
+        return [row["status"] for row in self.rows()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return results.records(self.folder)
+
+    def finished(self) -> list[str]:
+        """Ids of the trials that have a final row, once for each such row."""
+        return sorted(row["trial_id"] for row in self.rows() if row["status"] in ("ok", "oom", "skipped"))
+
+    def torn(self) -> list[str]:
+        """Files under `trials` that are not whole rows, hidden ones included."""
+        files = [path for path in (self.folder / "trials").iterdir() if path.is_file()]
+        whole = {path for path in files if path.suffix == ".parquet" and results.records_of([path])}
+        return sorted(path.name for path in set(files) - whole)
+
+    def orphans(self) -> list[psutil.Process]:
+        """Processes of trials that are still there."""
+        return workers()
+
+
+def workers() -> list[psutil.Process]:
+    """The fork server's children, oldest first."""
+    pid = isolate.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return sorted(psutil.Process(pid).children(), key=lambda worker: worker.pid) if pid else []
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signals._arranged = signals._asked = False
