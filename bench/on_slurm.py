@@ -6,6 +6,7 @@ Needs the extra `slurm`.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -21,7 +22,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
-from bench import screen
+from bench import screen, signals
 from bench.launchers import End, Refused, gather
 
 _ENDED = {
@@ -74,6 +75,7 @@ def _launch(
 
     Raises:
         Refused: they cannot be submitted; with the scheduler's word.
+        Ended: passed on, and the jobs go on.
         KeyboardInterrupt: passed on, with all jobs cancelled.
     """
     try:
@@ -89,10 +91,14 @@ def _launch(
         )
     except (FailedSubmissionError, FailedJobError, RuntimeError, ValueError, NameError) as error:
         raise Refused(f"{launcher._EXECUTOR}: {_last_line(error)}") from None
-    what = ", ".join(sorted({job.job_id.partition("_")[0] for job in jobs}, key=int))
+    what = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}, key=int))
     screen.say(f"{len(jobs)} trials are {launcher._EXECUTOR} jobs of {what}; Ctrl-C cancels them")
     try:
         return gather(job_overrides, first, _ends(jobs, states))
+    except signals.Ended:  # a closed terminal, a login that was lost: no reason to stop the jobs
+        with contextlib.suppress(OSError):
+            screen.say(f"The jobs go on, and their rows will be there; to cancel them: scancel {what}")
+        raise
     except KeyboardInterrupt:
         _cancel(jobs, launcher._EXECUTOR)
         raise
@@ -123,10 +129,7 @@ def _ends(jobs: list[Any], states: States) -> Iterator[tuple[int, End]]:
         for index, (since, state) in seen_ended.items():
             if index in pending and now - since >= _LATE_SECONDS:
                 job = pending.pop(index)
-                yield (
-                    index,
-                    f"its job {job.job_id} ended as {state}{_last_words(job, state)}; see {job.paths.stderr}",
-                )
+                yield index, _loss(job, state)
                 _tidy(job)
         if not pending:
             return

@@ -112,17 +112,20 @@ def test_a_job_killed_by_scancel_is_named_and_the_same_command_completes_the_swe
     assert len(again.rows[["precision", "lora"]].drop_duplicates()) == 4
 
 
-def test_ctrl_c_cancels_the_jobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, 0), (signal.SIGHUP, 3)])
+def test_ctrl_c_cancels_the_jobs_and_a_lost_login_does_not(tmp_path: Path, number: int, left: int) -> None:
     held = "+hydra.launcher.additional_parameters.hold=true"
     door = Door(tmp_path, "-m", "seed=1,2,3", held, launcher="slurm")
     until(lambda: len(queue()) == 3, door)
     until(lambda: [*tmp_path.glob("logs/*/.submitit/*_2/*_submitted.pkl")], door)
     time.sleep(1)  # between submitting and waiting
-    door.process.send_signal(signal.SIGINT)
+    door.process.send_signal(number)
     code, out, _ = door.end()
-    assert code == 130
-    assert queue() == []
+    assert code == 128 + number
     assert "No trial has ended" in out
+    assert len(queue()) == left
+    if left:
+        subprocess.run(["scancel", out.split("scancel ")[1].split()[0]], check=True)
 
 
 def test_jobs_that_never_started_are_named(tmp_path: Path) -> None:
