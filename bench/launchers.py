@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,8 +83,8 @@ def arguments(command: Command) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """As a string in Hydra's grammar: a quote is escaped, and so is a backslash before one."""
-    return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+    """As a string in Hydra's grammar: a quote is escaped, and so are backslashes before one."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 def gather(

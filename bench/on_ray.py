@@ -58,6 +58,9 @@ def _enter(init: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     joins = init.get("address") or os.environ.get("RAY_ADDRESS")
     own = {} if joins else {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # 15, without: whatever else runs would be served first
     ray.init(**{**quiet, **own, **init})
 
 

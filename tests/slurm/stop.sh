@@ -11,8 +11,8 @@ for _ in $(seq 20); do
     [ -z "$(timeout 10 squeue --noheader 2>/dev/null)" ] && break
     sleep 0.5
 done
-for daemon in slurmd slurmctld; do
-    pid=$(cat "$folder/$daemon.pid" 2>/dev/null) || continue
+for file in "$folder"/slurmd.*.pid "$folder"/slurmctld.pid; do
+    pid=$(cat "$file" 2>/dev/null) || continue
     kill "$pid" 2>/dev/null || continue
     for _ in $(seq 40); do
         kill -0 "$pid" 2>/dev/null || break
