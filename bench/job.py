@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bench import environment, forecast, isolate, leases, machine, results, resume, screen, signals
+from bench import environment, forecast, isolate, leases, machine, nodes, results, resume, screen, signals
 from bench.config import Job, job_of, register_resolvers, trial_of
 from bench.isolate import Outcome
 from bench.place import Place
@@ -53,6 +53,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     logs = job.results_dir / "logs" / sweep_id
     cores = max(1, len(leases.my_cores()) // job.jobs)
     here = environment.fingerprint(cores)
+    if (machines := nodes.here()).spread(trial.processes):
+        here += f"-{machines.count}-nodes"
     earlier = _earlier(trial, job, here)
     if job.dry_run:
         line = screen.begin(number, job.sweep_size, overrides, job.replicate)
@@ -71,6 +73,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         **machine.software(),
     }
     line = screen.begin(number, job.sweep_size, overrides, job.replicate)
+    if machines.index:  # the row is the first node's to write
+        if machines.spread(trial.processes):
+            _outcome(trial, job, logs / f"{name}.log", line)
+        return None
     try:
         with Place(job.results_dir, name) as place:  # before anything that takes time
             row = _row(trial, job, identity, logs / f"{name}.log", line)
@@ -95,22 +101,30 @@ def _earlier(trial: Trial, job: Job, here: str) -> dict[str, Any] | None:
 
 def _row(trial: Trial, job: Job, identity: dict[str, Any], log: Any, line: screen.Line) -> dict[str, Any]:
     """The trial's row: measured, predicted, or skipped because it was predicted not to fit."""
+    outcome, more = _outcome(trial, job, log, line)
+    return results.row_of(trial, outcome, identity) | more
+
+
+def _outcome(trial: Trial, job: Job, log: Any, line: screen.Line) -> tuple[Outcome, dict[str, Any]]:
+    """What came of the trial, and columns that only the job knows."""
     if job.skip_predicted_oom and trial.method == "measure":
         line.stage("simulate")
         expected = forecast.of(trial, log, job.timeout_seconds)
         if not expected.fits:
             outcome = Outcome("skipped", expected.refusal(), None, [], {}, expected.wall_seconds)
-            return results.row_of(trial, outcome, identity) | {"predicted_peak_bytes": expected.peak_bytes}
+            return outcome, {"predicted_peak_bytes": expected.peak_bytes}
     with leases.hold(
         trial, jobs=job.jobs, busy=job.busy, on_wait=lambda who: line.stage(f"waits for {who}")
     ) as lease:
         outcome = isolate.run(
-            trial, log=log, timeout_seconds=job.timeout_seconds, on_stage=line.stage, lease=lease
+            trial,
+            log=log,
+            timeout_seconds=job.timeout_seconds,
+            on_stage=line.stage,
+            lease=lease,
+            nodes=nodes.here(),
         )
-    row = results.row_of(trial, outcome, identity)
-    if lease.shared:
-        row["device_shared"] = True
-    return row
+    return outcome, {"device_shared": True} if lease.shared else {}
 
 
 def reproducing(overrides: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ Needs the extra `slurm`.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -21,8 +22,9 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+from submitit.helpers import TorchDistributedEnvironment
 
-from bench import screen, signals
+from bench import nodes, screen, signals
 from bench.launchers import End, Refused, gather
 
 _ENDED = {
@@ -50,8 +52,20 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     ) -> JobReturn:
         """The job itself, on its node: scancel ends its trial at once, as Ctrl-C would."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        nodes.settle(_allocation())
         end: JobReturn = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
         return end
+
+
+def _allocation() -> nodes.Nodes:
+    """The nodes of this job, on each of which one task runs; ranks meet on the first, as under torchrun."""
+    found = TorchDistributedEnvironment()
+    return nodes.Nodes(
+        count=found.world_size,
+        index=found.rank,
+        address=f"{found.master_addr}:{found.master_port}",
+        attempt=os.environ.get("SLURM_RESTART_COUNT", "0"),
+    )
 
 
 class LocalLauncher(submitit_launcher.LocalLauncher):
@@ -124,15 +138,13 @@ def _ends(jobs: list[Any], states: States) -> Iterator[tuple[int, End]]:
         for index in [index for index, job in pending.items() if _has_result(job)]:
             job = pending.pop(index)
             yield index, _result(job)
-            _tidy(job)
         now = time.monotonic()
         for index, (since, state) in seen_ended.items():
             if index in pending and now - since >= _LATE_SECONDS:
                 job = pending.pop(index)
                 yield index, _loss(job, state)
-                _tidy(job)
         if not pending:
-            return
+            break
         if now - asked >= min(_LONGEST_PACE_SECONDS, 2 + (now - started) / 4):
             found = states(list(pending.values()))
             asked = now
@@ -142,6 +154,8 @@ def _ends(jobs: list[Any], states: States) -> Iterator[tuple[int, End]]:
                 else:
                     seen_ended.pop(index, None)  # it was queued again
         time.sleep(max(1.0, len(pending) / 50))
+    for job in jobs:
+        _tidy(job)
 
 
 def _has_result(job: Any) -> bool:
@@ -155,15 +169,11 @@ def _has_result(job: Any) -> bool:
 def _result(job: Any) -> End:
     """What the job returned. It was written by a job of this very command; nothing older is read."""
     try:
-        (end,) = job.results()
+        end: JobReturn = job.task(0).results()[0]
     except (FailedJobError, UncompletedJobError) as error:
-        told = [
-            line for line in str(error).splitlines() if line.strip() and not line.startswith(("-", " "))
-        ]
-        return (
-            f"its job {job.job_id} failed: {told[-2] if len(told) > 1 else error}; see {job.paths.stderr}"
-        )
-    return end  # type: ignore[no-any-return]
+        trace = str(error).split("-" * 22)[1:2] or [error]  # submitit frames the job's traceback
+        return f"its job {job.job_id} failed: {_last_line(trace[0])}; see {job.paths.stderr}"
+    return end
 
 
 def _loss(job: Any, state: str) -> str:
@@ -176,7 +186,7 @@ def _loss(job: Any, state: str) -> str:
 
 def _tidy(job: Any) -> None:
     """No pickle stays among the results."""
-    for path in (job.paths.submitted_pickle, job.paths.result_pickle):
+    for path in job.paths.submitted_pickle.parent.glob("*.pkl"):
         path.unlink(missing_ok=True)
 
 

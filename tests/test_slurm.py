@@ -6,21 +6,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import ALONE, ROOT
+from tests.conftest import ALONE, ROOT, run_into
 from tests.doors import Door, until
 
-FOLDER = Path("/tmp/bench-slurm")
 SLURM = "submitit_slurm"
 README = ("-m", "precision=fp16,int8", "lora=on,off")
 LONG = ("timing.min_steps=60", "timing.max_steps=60")  # a trial that can be caught while it runs
@@ -38,17 +39,32 @@ def missing() -> str | None:
     return None
 
 
-@pytest.fixture(scope="module", autouse=True)
-def slurm() -> Iterator[None]:
+@contextmanager
+def cluster(nodes: int) -> Iterator[None]:
+    """This machine as a cluster of so many nodes; one that was there already stays."""
     if reason := missing():
         pytest.skip(reason)
-    ours = not FOLDER.exists()
-    subprocess.run(["bash", str(ROOT / "tests" / "slurm" / "start.sh"), str(FOLDER)], check=True)
+    folder = Path(f"/tmp/bench-slurm-{nodes}")
+    ours = not folder.exists()
+    scripts = ROOT / "tests" / "slurm"
+    subprocess.run(["bash", str(scripts / "start.sh"), str(folder), str(nodes)], check=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(FOLDER / "slurm.conf"))
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         yield
     if ours:
-        subprocess.run(["bash", str(ROOT / "tests" / "slurm" / "stop.sh"), str(FOLDER)], check=True)
+        subprocess.run(["bash", str(scripts / "stop.sh"), str(folder)], check=True)
+
+
+@pytest.fixture
+def slurm() -> Iterator[None]:
+    with cluster(nodes=1):
+        yield
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[None]:
+    with cluster(nodes=2):
+        yield
 
 
 def queue(form: str = "%i") -> list[str]:
@@ -68,6 +84,17 @@ def processes_of_jobs() -> list[psutil.Process]:
     return found
 
 
+def speaking_into(log: str) -> list[psutil.Process]:
+    """The processes of jobs whose standard output is a file with this name's end."""
+    found = []
+    for process in processes_of_jobs():
+        with suppress(OSError):  # it has ended meanwhile
+            if Path(f"/proc/{process.pid}/fd/1").readlink().name.endswith(log):
+                found.append(process)
+    return found
+
+
+@pytest.mark.usefixtures("slurm")
 def test_the_readmes_sweep(tmp_path: Path) -> None:
     door = Door(
         tmp_path / "its results", *README, "timing.min_steps=3", "timing.max_steps=3", launcher=SLURM
@@ -85,6 +112,7 @@ def test_the_readmes_sweep(tmp_path: Path) -> None:
     assert not [*tmp_path.rglob("*.pkl")], "no pickle stays among the results"
 
 
+@pytest.mark.usefixtures("slurm")
 def test_a_job_killed_by_scancel_is_named_and_the_same_command_completes_the_sweep(tmp_path: Path) -> None:
     door = Door(tmp_path, *README, *LONG, launcher=SLURM)
     until(lambda: [*tmp_path.glob("logs/*/*-0003-*.log")], door)  # its worker has started
@@ -112,6 +140,7 @@ def test_a_job_killed_by_scancel_is_named_and_the_same_command_completes_the_swe
     assert len(again.rows[["precision", "lora"]].drop_duplicates()) == 4
 
 
+@pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, 0), (signal.SIGHUP, 3)])
 def test_ctrl_c_cancels_the_jobs_and_a_lost_login_does_not(tmp_path: Path, number: int, left: int) -> None:
     held = "+hydra.launcher.additional_parameters.hold=true"
@@ -128,6 +157,7 @@ def test_ctrl_c_cancels_the_jobs_and_a_lost_login_does_not(tmp_path: Path, numbe
         subprocess.run(["scancel", out.split("scancel ")[1].split()[0]], check=True)
 
 
+@pytest.mark.usefixtures("slurm")
 def test_jobs_that_never_started_are_named(tmp_path: Path) -> None:
     held = "+hydra.launcher.additional_parameters.hold=true"
     door = Door(tmp_path, "-m", "seed=1", "replicates=2", held, launcher="slurm")
@@ -139,6 +169,7 @@ def test_jobs_that_never_started_are_named(tmp_path: Path) -> None:
     assert out.count("ended as CANCELLED") == 4, "when it is seen, and at the end"
 
 
+@pytest.mark.usefixtures("slurm")
 def test_what_slurm_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     code, out, err = Door(tmp_path, "seed=1", "hydra.launcher.partition=nowhere", launcher=SLURM).end()
     assert (code, out) == (2, "")
@@ -147,3 +178,45 @@ def test_what_slurm_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith(
         "bench/run.py: slurm: sbatch: error: Batch job submission failed"
     )
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_the_ranks_of_a_trial_are_spread_over_the_nodes_of_its_job(tmp_path: Path) -> None:
+    """Against the same trials with both ranks on one node: the same mathematics, the same bytes."""
+    words = ("-m", "fsdp=full_shard,no_shard", "timing.min_steps=3", "timing.max_steps=3")
+    here = run_into(tmp_path / "here", *words)
+    assert here.code == 0
+    # Both nodes are this machine, whose cores can be leased once.
+    spread = Door(tmp_path / "spread", *words, "hydra.launcher.nodes=2", "busy=share", launcher=SLURM)
+    code, _, err = spread.end()
+    assert (code, err) == (0, "")
+    assert list(spread.rows["status"]) == ["ok", "ok"]
+    assert len([*(tmp_path / "spread" / "trials").iterdir()]) == 2, (
+        "one row of each trial, from one of the nodes"
+    )
+    for (_, one), (_, two) in zip(here.rows.iterrows(), spread.rows.iterrows(), strict=True):
+        assert one["fsdp"] == two["fsdp"]
+        assert json.loads(two["evidence"])["nodes"] == 2
+        assert "nodes" not in json.loads(one["evidence"])
+        assert one["world_size"] == two["world_size"] == len(two["per_rank"]) == 2
+        assert list(one["losses"]) == list(two["losses"])
+        for kind in ("parameter", "gradient", "optimizer"):
+            assert one[f"{kind}_max_bytes"] == two[f"{kind}_max_bytes"]
+        assert one["environment"] != two["environment"], "neither stands for the other when a sweep goes on"
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_a_rank_killed_on_another_node_ends_the_trial(tmp_path: Path) -> None:
+    long = ("timing.min_steps=100000", "timing.max_steps=100000")
+    words = ("fsdp=full_shard", *long, "hydra.launcher.nodes=2", "busy=share", "timeout_seconds=120")
+    door = Door(tmp_path, *words, launcher=SLURM)
+    until(lambda: speaking_into(".rank1.log"), door)
+    time.sleep(5)  # the ranks have met
+    (rank,) = speaking_into(".rank1.log")
+    rank.kill()
+    code, _, _ = door.end()
+    assert code == 1
+    (row,) = door.rows.to_dict("records")
+    assert row["status"] == "error"
+    assert "was killed by SIGKILL" in row["reason"]
+    assert not processes_of_jobs()
