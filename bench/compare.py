@@ -103,17 +103,18 @@ def _write(markdown: str, text: str) -> None:
 
 
 def _rows(place: str) -> list[dict[str, Any]]:
-    from bench import results
+    from bench import results, resume
     from bench.words import WordError
 
     folder = Path(place).expanduser()
     if folder.is_dir():
         nested = folder / "trials"
-        return results.records_of(sorted((nested if nested.is_dir() else folder).glob("*.parquet")))
+        files = sorted((nested if nested.is_dir() else folder).glob("*.parquet"))
+        return resume.settled(results.records_of(files))
     files = sorted(folder.parent.glob(folder.name)) if folder.parent.is_dir() else []
     if not files:
         raise WordError(f"{place}: neither a folder nor files")
-    return results.records_of(files)
+    return resume.settled(results.records_of(files))
 
 
 def _show(found: list[Any], said: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -39,6 +40,7 @@ _NOT_SWEPT = ("replicates", "results_dir", "resume", "dry_run", "skip_predicted_
 
 _LAUNCHER = "hydra/launcher"
 _LAUNCHERS = (_LAUNCHER, "hydra.launcher")
+_HYDRAS_OWN = (_LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.verbose", "hydra.mode")
 
 
 class CommandError(ValueError):
@@ -194,6 +196,16 @@ def check(arguments: list[str], *, multirun: bool, sweep_id: str) -> Command:
     Raises:
         CommandError: with one message for the first mistake found.
     """
+    try:
+        return _checked(arguments, multirun, sweep_id)
+    except CommandError:
+        raise
+    except Exception as error:  # Hydra and OmegaConf meet some words with whatever they stumble over
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CommandError(f"cannot read the command line: {said}") from None
+
+
+def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
     overrides = _parse(arguments)
     foreign = any(override.key_or_group == "hydra/sweeper" for override in overrides)
     if foreign:  # what only that sweeper understands is checked by its jobs as they come
@@ -301,6 +313,7 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
     known = sorted(_keys(OmegaConf.to_container(_compose([]), resolve=False)))
     for override, values in zip(overrides, choices, strict=True):
         key = override.key_or_group
+        _check_hydra(key, str(override.input_line))
         if override.type != OverrideType.CHANGE or key.startswith("hydra"):
             continue  # +key, ++key and ~key are Hydra's own business, and so is hydra itself
         if key.endswith(".name") and key.removesuffix(".name") in _axes():
@@ -317,6 +330,15 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
             raise CommandError(
                 f"{key}: no such axis or key{_nearest(key, [*_axes(), *known])}; see --help for all of them"
             )
+
+
+def _check_hydra(key: str, word: str) -> None:
+    """Command lines are passed from hand to hand (each row has one): they choose values, never code."""
+    allowed = key.startswith(_HYDRAS_OWN) or not re.match(r"hydra\b", key)
+    if "_target_" in word or not allowed:
+        raise CommandError(
+            f"{word}: of Hydra's own keys only {', '.join(_HYDRAS_OWN)} can be set, and no _target_"
+        )
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from bench import environment, isolate, leases, machine, place, results, units
+from bench import environment, isolate, leases, machine, place, results, resume, units
+from bench.categories import FINISHED
 from bench.config import trial_from
 
 _LITTLE_ROOM_BYTES = 100 * 2**20
@@ -148,15 +149,11 @@ def _rows(results_dir: Path) -> Iterator[Finding]:
     counts = Counter(row["status"] for row in rows)
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     yield Finding("rows", f"{len(rows)}: {said}" if rows else "none")
-    done = {(r["trial_id"], r["replicate"]) for r in rows if r["status"] in ("ok", "oom", "skipped")}
-    failed = {
-        (row["trial_id"], row["replicate"]): row["overrides"]
-        for row in rows
-        if row["status"] in ("error", "timeout") and (row["trial_id"], row["replicate"]) not in done
-    }
+    failed = [row for row in resume.settled(rows) if row["status"] not in FINISHED]
     if failed:
-        remedy = f"run the sweep again, it retries these; the first alone: {next(iter(failed.values()))}"
-        yield Finding("failed", units.count(len(failed), "trial") + " never finished", remedy)
+        trials = {(row["trial_id"], row["replicate"]) for row in failed}
+        remedy = f"run the sweep again, it retries these; the first alone: {failed[0]['overrides']}"
+        yield Finding("failed", units.count(len(trials), "trial") + " never finished", remedy)
     here = environment.fingerprint(environment.cores())
     other = sum(row["environment"] != here for row in rows)
     if other:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench import estimate_inference
+from bench.estimate_weights import ADAPTER_BYTES, BYTES, adapters, columns, weight_bytes
 from bench.shapes import Shape, shape_of
 from bench.trial import Trial
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 RULE_OF_THUMB_CONTEXT_BYTES = 1_300_000_000  # HF "Model memory anatomy": 1.3 GB of kernels on a V100
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5}
-_ADAPTER_BYTES = 4  # peft keeps adapters in float32 whatever the base is in
 
 
 def rule_of_thumb(trial: Trial) -> dict[str, Any]:
@@ -24,7 +24,8 @@ def rule_of_thumb(trial: Trial) -> dict[str, Any]:
     Parameters in whole billions, rounded down, as the rule counts LLaMA's 6.7 as "6B": 24 GB in float32,
     6 GB in int8. Gradients the same, AdamW twice as much (48 GB, 12 GB). A CUDA context of 1.3 GB: 25.3
     GB in int8 without activations. Activations (hidden + ffn) x context x layers x bytes: 990 MB a
-    sequence of 2048 in int8. It knows no LoRA, no checkpointing, no sharding and no logits.
+    sequence of 2048 in int8. It knows no LoRA, no checkpointing, no sharding and no logits. Of inference:
+    weights and key-value cache.
     """
     model = trial.model
     whole = shape_of(model).parameters
@@ -32,6 +33,13 @@ def rule_of_thumb(trial: Trial) -> dict[str, Any]:
     quantised = _QUANTISED_BYTES.get(trial.precision.quantization)
     each = quantised or BYTES[trial.precision.compute_dtype]
     weights = int(count * each)
+    if trial.workload.inference:
+        held = {
+            "parameter": weights,
+            "kv_cache": estimate_inference.cache_bytes(trial, trial.cached_tokens),
+        }
+        context = {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
+        return columns(held, trial.workload.name, whole, 0) | context
     activations = int(
         (model.hidden_size + model.intermediate_size)
         * trial.seq_len
@@ -47,7 +55,7 @@ def rule_of_thumb(trial: Trial) -> dict[str, Any]:
         "temporary": 0,
         "input": 0,
     }
-    return _columns(held, "backward", whole, whole) | {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
+    return columns(held, "backward", whole, whole) | {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
 
 
 def rule_of_thumb_batch(trial: Trial, device_bytes: int) -> int:
@@ -63,7 +71,7 @@ def rule_of_thumb_batch(trial: Trial, device_bytes: int) -> int:
 
 def closed_form(trial: Trial, target: str) -> dict[str, Any]:
     """Memory at the end of the forward, in the backward of the loss and in the optimizer, whichever is
-    most.
+    most; of inference, see `estimate_inference`.
 
     The parts are documented where they are computed. What it leaves out, and simulation counts: temporaries
     inside blocks, and the order in which tensors come and go.
@@ -72,11 +80,13 @@ def closed_form(trial: Trial, target: str) -> dict[str, Any]:
         trial: what to estimate.
         target: the type of device it would run on: cpu, where the host is the device, or cuda.
     """
+    if trial.workload.inference:
+        return estimate_inference.closed_form(trial, target)
     shape = shape_of(trial.model)
     ranks = trial.world_size if trial.fsdp.shards else 1
-    weights = _weight_bytes(trial, shape)
-    trainable = _adapters(trial, shape) if trial.lora.enabled else shape.parameters
-    each = _ADAPTER_BYTES if trial.lora.enabled else BYTES[trial.precision.param_dtype]
+    weights = weight_bytes(trial, shape)
+    trainable = adapters(trial, shape) if trial.lora.enabled else shape.parameters
+    each = ADAPTER_BYTES if trial.lora.enabled else BYTES[trial.precision.param_dtype]
     gradients = trainable * each
     states = _state_bytes(trial, shape, trainable, each)
     on_host = trial.offload.name == "params" and target != "cpu"
@@ -107,48 +117,7 @@ def closed_form(trial: Trial, target: str) -> dict[str, Any]:
     tokens = trial.micro_batch_size * trial.seq_len * trial.grad_accum_steps
     held = phases[phase] | {"input": 8 * tokens * (2 if trial.model.encoder_decoder else 1)}
     total = shape.parameters + (trainable if trial.lora.enabled else 0)
-    return _columns(held, phase, total, trainable)
-
-
-def _columns(held: dict[str, int], phase: str, total: int, trainable: int) -> dict[str, Any]:
-    peak = sum(held.values())
-    return {
-        **{f"{category}_bytes": size for category, size in held.items()},
-        "tracked_peak_bytes": peak,
-        "peak_allocated_bytes": peak,
-        "peak_phase": phase,
-        "param_count": total,
-        "trainable_param_count": trainable,
-    }
-
-
-def _weight_bytes(trial: Trial, shape: Shape) -> int:
-    """Weights by dtype, and the blocks' matrices by how they are quantised.
-
-    int8: a byte an element and a float32 scale a row (Dettmers 2022); kept beside the trainable weights
-    without LoRA. nf4: half a byte, and per 64 elements a scale of one byte, itself scaled per 256 (Dettmers
-    2023, double quantisation), or of four bytes without it.
-    """
-    precision = trial.precision
-    each = BYTES[precision.param_dtype]
-    rows = shape.layers * sum(linear.outputs for linears, _ in shape.blocks for linear in linears)
-    adapters = _adapters(trial, shape) * _ADAPTER_BYTES if trial.lora.enabled else 0
-    whole = shape.parameters * each + adapters
-    match precision.quantization:
-        case "int8":
-            stored = shape.in_linears + 4 * rows
-            return whole + stored - (shape.in_linears * each if trial.lora.enabled else 0)
-        case "nf4":
-            scales = 1 / 64 + 4 / (64 * 256) if precision.double_quant else 4 / 64
-            return whole - shape.in_linears * each + int(shape.in_linears * (0.5 + scales))
-        case _:
-            return whole
-
-
-def _adapters(trial: Trial, shape: Shape) -> int:
-    """Elements of LoRA's A [rank, in] and B [out, rank] at every linear of the blocks (Hu 2021)."""
-    linears = sum(linear.inputs + linear.outputs for group, _ in shape.blocks for linear in group)
-    return shape.layers * linears * trial.lora.rank
+    return columns(held, phase, total, trainable)
 
 
 def _state_bytes(trial: Trial, shape: Shape, trainable: int, each: int) -> int:
@@ -280,8 +249,8 @@ def _inputs(trial: Trial, *sources: tuple[int, int], own: int, shared: int = 0) 
     int8 = trial.precision.quantization == "int8"
     if trial.lora.enabled and trial.precision.autocast:
         return read * e * (2 if int8 else 1)
-    if trial.lora.enabled and e < _ADAPTER_BYTES:
-        return read * (_ADAPTER_BYTES + (e if int8 else 0))
+    if trial.lora.enabled and e < ADAPTER_BYTES:
+        return read * (ADAPTER_BYTES + (e if int8 else 0))
     kept = read if int8 else 0
     for index, (width, readers) in enumerate(sources):
         if index == own or index >= len(sources) - shared:  # attention keeps its own output

@@ -13,7 +13,19 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bench import environment, forecast, isolate, leases, machine, nodes, results, resume, screen, signals
+from bench import (
+    environment,
+    forecast,
+    isolate,
+    leases,
+    machine,
+    nodes,
+    results,
+    resume,
+    rows,
+    screen,
+    signals,
+)
 from bench.config import Job, job_of, register_resolvers, trial_of
 from bench.isolate import Outcome
 from bench.place import Place
@@ -102,7 +114,7 @@ def _earlier(trial: Trial, job: Job, here: str) -> dict[str, Any] | None:
 def _row(trial: Trial, job: Job, identity: dict[str, Any], log: Any, line: screen.Line) -> dict[str, Any]:
     """The trial's row: measured, predicted, or skipped because it was predicted not to fit."""
     outcome, more = _outcome(trial, job, log, line)
-    return results.row_of(trial, outcome, identity) | more
+    return rows.row_of(trial, outcome, identity) | more
 
 
 def _outcome(trial: Trial, job: Job, log: Any, line: screen.Line) -> tuple[Outcome, dict[str, Any]]:

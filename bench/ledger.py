@@ -34,14 +34,15 @@ class LedgerError(ValueError):
 
 LEDGER = ROOT / "analysis" / "claims.yaml"
 
-_COLUMNS = {"peak": PEAK, "tokens/s": RATE}
+_COLUMNS = {"peak": PEAK, "weights": "parameter_bytes", "tokens/s": RATE}
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Measured trials that differ in one axis alone: `of` at its level `after` over `of` at `before`.
 
-    `device` is `gpu` where other devices say nothing about the claim.
+    `device` is `gpu` where other devices say nothing about the claim, `workload` is `inference` where
+    training says nothing.
     """
 
     axis: str
@@ -49,15 +50,20 @@ class Pairs:
     after: str
     of: str = "peak"
     device: str = "any"
+    workload: str = "any"
 
     def __post_init__(self) -> None:
         if self.of not in _COLUMNS or self.device not in ("any", "gpu"):
-            raise TypeError("pairs: of is peak or tokens/s, and device is any or gpu")
+            raise TypeError(f"pairs: of is one of {', '.join(_COLUMNS)}, and device is any or gpu")
+        if self.workload not in ("any", "inference"):
+            raise TypeError("pairs: workload is any or inference")
 
     def ratios(self, trials: pd.DataFrame) -> list[float]:
         """After over before, one number for each pair."""
         if self.device == "gpu":
             trials = trials[~trials["device"].str.startswith("CPU")]
+        if self.workload == "inference":
+            trials = trials[trials["workload"] != "train"]
         return ratios(trials, self.axis, self.before, self.after, _COLUMNS[self.of])
 
 

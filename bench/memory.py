@@ -37,6 +37,7 @@ from bench.roofline import Work, work_of
 from bench.state import Run, cache_tensors, gradient_tensors, ignored, optimizer_tensors, weight_tensors
 from bench.timeline import Attribution, Mark, Segment, Storage, Timeline
 
+_FIRST_DECODED = 2  # forwards: the prompt's makes a token too
 _SMALLEST_PAGED = 100_000  # elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)
 
 
@@ -115,7 +116,7 @@ class Tracker:
         done, result = inside.opened(func, args, kwargs, target, mode) if self._openable else (False, None)
         if not done:
             result = func(*args, **kwargs)
-            if self.run.imagined:
+            if self.run.imagined and self._in_a_step():
                 self.work.update(work_of(func, args, kwargs, result))
         for tensor in tensors_in((*args, *kwargs.values())):
             self._see(tensor, "found")
@@ -139,6 +140,11 @@ class Tracker:
         self._micro_step += phase in ("forward", "prefill", "decode")
         self._phase = phase
         self._mark()
+
+    def _in_a_step(self) -> bool:
+        """Whether this is part of the step whose work is counted: of a decoding, its first token."""
+        decodes = self.run.trial.workload.name == "decode"
+        return not decodes or (self._phase == "decode" and self._micro_step == _FIRST_DECODED)
 
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
         return iter(()) if self.run.trial.workload.inference else optimizer_tensors(self.run.optimizer)

@@ -5,6 +5,7 @@ Its words are those of bench/run.py, lists included (model=llama-7b,llama-13b), 
   gpus=8         how many of them train together
   margin=0.05    share of the card's memory to leave free
   results_dir=DIR  rows measured on that card rank before predictions
+workload=decode and prefill ask how many sequences a card infers at once, by precision and cache.
 A path to a config.json, or a hub id, works as a model. Nothing is run on a GPU: peaks are simulated. Exit
 codes: 0 when something fits, 1 when nothing does, 2 when the command line is wrong.
 """
@@ -74,7 +75,7 @@ def _defaults(given: list[str]) -> list[str]:
     from bench.words import WordError
 
     keys = {word.partition("=")[0] for word in given}
-    for key in sorted(keys & {"method", "device", "whole", "formula", "workload"}):
+    for key in sorted(keys & {"method", "device", "whole", "formula"}):
         raise WordError(f"{key}: a plan is simulated, for the card that gpu= names")
     return [word for word in _DEFAULTS if word.partition("=")[0] not in keys]
 
@@ -109,7 +110,7 @@ def _model(word: str) -> str:
 
 def _split(asked: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
     """What combines within a table (techniques), and what makes tables of its own (models, shapes)."""
-    axes = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer")
+    axes = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
     within = [values for values in asked if values[0].partition("=")[0].split(".")[0] in axes]
     return within, [values for values in asked if values not in within]
 
@@ -121,7 +122,13 @@ def _trials(
 
     chosen = {values[0].partition("=")[0].split(".")[0] for values in axes}
     trials = {}
-    for combined in planning.combinations(chosen, ranks, card):
+    inference = config.trial_from(list(fixed)).workload.inference
+    offered = (
+        planning.inference_combinations(chosen, card)
+        if inference
+        else planning.combinations(chosen, ranks, card)
+    )
+    for combined in offered:
         for varied in itertools.product(*(values for values in axes if len(values) > 1)):
             words = (*varied, *combined)
             trials[words or ("as given",)] = config.trial_from(

@@ -10,10 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import results
+from bench.estimate_inference import cache_bytes
 from bench.gpus import Gpu
 from bench.planning import Advice, Answer
+from bench.rows import axes_of
+from bench.units import size
 
 _GIB = 2**30
+_OF_INFERENCE = ("parameter", "kv_cache", "temporary")
 _SHOWN = ("parameter", "gradient", "optimizer", "activation", "temporary")
 _MATCHED = (
     "model",
@@ -25,6 +29,8 @@ _MATCHED = (
     "world_size",
     "offload",
     "optimizer",
+    "workload",
+    "kv_cache",
     "seq_len",
     "grad_accum_steps",
 )
@@ -39,7 +45,7 @@ def with_measured(found: list[Answer], card: Gpu, results_dir: Path) -> list[Ans
     ]
     answers = []
     for answer in found:
-        axes = results.axes_of(answer.trial)
+        axes = axes_of(answer.trial)
         rates = [
             row["tokens_per_sec_per_device"]
             for row in rows
@@ -69,13 +75,15 @@ def show_plan(
         for reason in reasons:
             console.print(f"  {reason}", highlight=False, markup=False)
         return
-    hardware = ", ".join(f"{name} {_gib(size)}" for name, size in found[0].hardware.items())
+    hardware = ", ".join(f"{name} {_gib(held)}" for name, held in found[0].hardware.items())
     console.print(
         f"GiB; room for tensors {_gib(found[0].room)}: margin {margin:.0%}, then {hardware}\n",
         highlight=False,
     )
     console.print(_table(found), highlight=False)
     console.print(f"\n{_sentence(found, said)}", highlight=False)
+    if found[0].trial.workload.inference:
+        console.print(_of_inference(found), highlight=False)
     console.print(
         "Peaks are simulated; CUDA's path has not been graded on a GPU yet. tokens/s are the most that\n"
         "the roofline allows at the largest micro-batch, for ranking only: it counts no launches and no\n"
@@ -87,13 +95,14 @@ def show_plan(
 def _table(found: list[Answer]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("combination", overflow="fold")
-    for name in (*_SHOWN, "peak", "fits", "largest micro-batch", "tokens/s at most"):
+    shown = _OF_INFERENCE if found[0].trial.workload.inference else _SHOWN
+    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s at most"):
         table.add_column(name, justify="right")
     measured = any(answer.measured for answer in found)
     if measured:
         table.add_column("measured", justify="right")
     for answer in found:
-        cells = [_gib(answer.columns[f"{name}_bytes"]) for name in _SHOWN]
+        cells = [_gib(answer.columns[f"{name}_bytes"]) for name in shown]
         over = answer.peak - answer.room
         fits = "yes" if answer.fits else f"{_gib(over)} over"
         rate = f"{answer.bound:,.0f}" if answer.bound and answer.largest else ""
@@ -102,6 +111,18 @@ def _table(found: list[Answer]) -> Table:
             row.append(f"{answer.measured:,.0f}" if answer.measured else "")
         table.add_row(*row, style="green" if answer.fits else "dim")
     return table
+
+
+def _of_inference(found: list[Answer]) -> str:
+    """What a sequence costs, and what was not asked."""
+    trial = found[0].trial
+    each = cache_bytes(replace(trial, micro_batch_size=1), trial.cached_tokens)
+    tokens, dtype = trial.cached_tokens, trial.precision.compute_dtype
+    return (
+        f"A sequence keeps {size(each)} of keys and values ({dtype}) at {tokens:,} tokens.\n"
+        "A micro-batch is the sequences at once. offload=params and disk are left out: simulation does\n"
+        "not know what accelerate's hooks move and when; bench/run.py measures them."
+    )
 
 
 def _sentence(found: list[Answer], said: Advice | None) -> str:
@@ -119,6 +140,8 @@ def _sentence(found: list[Answer], said: Advice | None) -> str:
         parts.append(f"With gpus={said.ranks} (fsdp=full_shard) it fits.")
     if said.seq_len:
         parts.append(f"With seq_len={said.seq_len} it fits.")
+    if said.card:
+        parts.append(f"With gpu={said.card} it fits.")
     if len(parts) == 1:
         parts.append(
             "No smaller micro-batch, more ranks or shorter sequences make it fit: choose another model."
@@ -126,5 +149,5 @@ def _sentence(found: list[Answer], said: Advice | None) -> str:
     return " ".join(parts)
 
 
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.2f}"
+def _gib(of: int) -> str:
+    return f"{of / _GIB:.2f}"

@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.categories import PHASES
-from bench.gpus import Gpu
+from bench.batches import Predict, Search, search
+from bench.gpus import Gpu, catalogue
 from bench.rules import skip_reason
 from bench.trial import Trial
 
 Words = tuple[str, ...]
-Predict = Callable[[list[Trial]], list[dict[str, Any]]]
 
 _RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-_MOST_SEQUENCES = 4096
 # What people choose among, where the command line does not: weights and adapters in pairs that make sense.
 _WEIGHTS = (
     ("precision=fp32", "lora=off"),
@@ -33,8 +31,24 @@ _WEIGHTS = (
 )
 
 
+_INFERRED = ("fp32", "bf16_pure", "int8", "nf4")
+
+
+def inference_combinations(given: Iterable[str], gpu: Gpu) -> Iterator[Words]:
+    """Precisions and caches, where nothing trains; an axis that is `given` is left alone."""
+    chosen = set(given)
+    narrow = "bf16" if gpu.peak_flops_per_sec["bfloat16"] else "fp16"
+    axes = {
+        "precision": [name.replace("bf16", narrow) for name in _INFERRED],
+        "kv_cache": ["dynamic", "static"],
+    }
+    yield from itertools.product(
+        *([f"{axis}={name}" for name in names] for axis, names in axes.items() if axis not in chosen)
+    )
+
+
 def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
-    """The sensible combinations of techniques; an axis that is `given` is left alone.
+    """The sensible combinations of techniques of training; an axis that is `given` is left alone.
 
     Args:
         given: the axes that the command line has already chosen.
@@ -126,65 +140,24 @@ def answers(
     """
     able = {words: trial for words, trial in trials.items() if skip_reason(trial, "cuda", 0) is None}
     asked = predict(list(able.values()))
-    spaces = [room(gpu, trial.world_size, margin) for trial in able.values()]
-    fitting = [
-        columns["peak_allocated_bytes"] <= space for columns, space in zip(asked, spaces, strict=True)
+    searches = [
+        Search(trial, room(gpu, trial.world_size, margin), {trial.micro_batch_size: columns})
+        for trial, columns in zip(able.values(), asked, strict=True)
     ]
-    # a second micro-batch gives the line; only of what fits, the others need not wait for it
-    others = predict(
-        [
-            _with_batch(trial, trial.micro_batch_size * (2 if fits else 1))
-            for trial, fits in zip(able.values(), fitting, strict=True)
-        ]
-    )
-    batches = [
-        _largest(trial.micro_batch_size, once, twice, space) if fits else 0
-        for trial, once, twice, space, fits in zip(
-            able.values(), asked, others, spaces, fitting, strict=True
-        )
-    ]
-    at_largest = predict(
-        [
-            _with_batch(trial, n or trial.micro_batch_size)
-            for trial, n in zip(able.values(), batches, strict=True)
-        ]
-    )
+    search(searches, predict)
     found = []
-    for (words, trial), columns, batch, full, space in zip(
-        able.items(), asked, batches, at_largest, spaces, strict=True
-    ):
-        # rounding and the choice of kernels are not linear: the line may be one sequence too high
-        largest = batch if full["peak_allocated_bytes"] <= space else batch - 1
-        tokens = _with_batch(trial, batch or 1).tokens_per_step
-        rate = tokens / bound(full["work"], gpu) if batch else None
+    for (words, trial), columns, one in zip(able.items(), asked, searches, strict=True):
+        largest = one.largest
+        rate = (
+            one.sized(largest).tokens_per_step / bound(one.seen[largest]["work"], gpu) if largest else None
+        )
         hardware = gpu.hardware_bytes(trial.world_size)
-        found.append(Answer(words, trial, columns, hardware, space, max(largest, 0), rate))
+        found.append(Answer(words, trial, columns, hardware, one.space, largest, rate))
     return sorted(found, key=lambda answer: answer.rank)
 
 
 def _with_batch(trial: Trial, micro_batch_size: int) -> Trial:
     return replace(trial, micro_batch_size=micro_batch_size)
-
-
-def _largest(size: int, once: dict[str, Any], twice: dict[str, Any], space: int) -> int:
-    """The micro-batch at which a phase first fills the space: each phase's peak is a line in it.
-
-    Args:
-        size: the micro-batch of `once`, which fits; `twice` has double.
-        once: columns.
-        twice: columns.
-        space: bytes for tensors.
-    """
-    largest = _MOST_SEQUENCES
-    for phase in PHASES:
-        name = f"{phase}_tracked_peak_bytes"
-        if name not in once:  # of training, or of inference
-            continue
-        peak, more = once[name], twice[name]
-        each = (more - peak) / size
-        if each > 0:
-            largest = min(largest, size + int((space - peak) // each))
-    return largest
 
 
 @dataclass(frozen=True)
@@ -195,10 +168,11 @@ class Advice:
     micro_batch_size: int | None
     ranks: int | None
     seq_len: int | None
+    card: str | None = None
 
 
 def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Advice:
-    """Looks for smaller micro-batches, more ranks and shorter sequences, for what comes closest.
+    """Looks for smaller micro-batches, more ranks, shorter sequences, other cards for what comes closest.
 
     Args:
         found: answers of which none fits.
@@ -222,7 +196,16 @@ def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
     size = closest.trial.micro_batch_size
     smaller = [(n, _with_batch(closest.trial, n)) for n in (size // 2, size // 8, 1) if 0 < n < size]
     fitting = _first(smaller, gpu, margin, predict)
-    return Advice(closest, fitting, ranks, _first(shorter, gpu, margin, predict))
+    return Advice(
+        closest, fitting, ranks, _first(shorter, gpu, margin, predict), _smallest_card(closest, margin)
+    )
+
+
+def _smallest_card(closest: Answer, margin: float) -> str | None:
+    """The card of conf/gpu/ with the least memory that would do."""
+    cards = sorted(catalogue().values(), key=lambda card: card.memory_bytes)
+    ranks = closest.trial.world_size
+    return next((card.name for card in cards if closest.peak <= room(card, ranks, margin)), None)
 
 
 def _first(options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict) -> int | None:

@@ -104,11 +104,8 @@ def predictions(trial: Trial, target: str, simulation: Future[dict[str, Any]]) -
         raise NotGraded(f"method=simulate: error, {type(error).__name__}: {error}") from error
     return {
         "simulate": simulated,
-        **(
-            {}
-            if trial.workload.inference
-            else {"closed_form": closed_form(trial, target), "rule_of_thumb": rule_of_thumb(trial)}
-        ),
+        "closed_form": closed_form(trial, target),
+        "rule_of_thumb": rule_of_thumb(trial),
     }
 
 

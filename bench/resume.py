@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import results
-
-FINISHED = ("ok", "oom", "skipped")
+from bench.categories import FINISHED
 
 _COLUMNS = (
     "trial_id",
@@ -51,6 +50,20 @@ def finished(
         if predicted or not (row["status"] == "skipped" and row["predicted_peak_bytes"] is not None)
     ]
     return rows[-1] if rows else None
+
+
+def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows (oldest first) without failures that a later execution of the same replicate made good."""
+    kept: list[dict[str, Any]] = []
+    good: set[tuple[str, int]] = set()
+    for row in reversed(rows):
+        key = (row["trial_id"], row["replicate"])
+        if row["status"] in FINISHED:
+            good.add(key)
+        elif key in good:
+            continue
+        kept.append(row)
+    return kept[::-1]
 
 
 def note(row: dict[str, Any], logs: Path, name: str) -> None:

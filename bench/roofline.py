@@ -21,6 +21,15 @@ from bench.operands import tensors_in
 
 Work = Counter[tuple[str, int, int]]  # how often an operation with this dtype, FLOPs and bytes occurs
 
+_MOVE_NOTHING = {
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+}
+# what they read or write is a few rows of a table, or of a cache, not all of it
+_TOUCH_A_PART = {torch.ops.aten.embedding, torch.ops.aten.index_copy_}
 _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -31,12 +40,23 @@ def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
     """
     if _is_view(func):
         return Counter()
+    packet = func._overloadpacket
+    if packet in _MOVE_NOTHING:
+        return Counter()
+    if packet in _TOUCH_A_PART:
+        part = args[3] if packet is torch.ops.aten.index_copy_ else result
+        return Counter([(_dtype([part]), 0, 2 * part.nbytes)])
     inputs = list(tensors_in((*args, *kwargs.values())))
     outputs = list(tensors_in((result,)))
     if any(isinstance(argument, list | tuple) and len(argument) > 1 for argument in args):
-        return Counter((_dtype([t]), 0, t.nbytes) for t in (*inputs, *outputs))
-    moved = sum(t.nbytes for t in (*inputs, *outputs))
+        return Counter((_dtype([t]), 0, _moved(t)) for t in (*inputs, *outputs))
+    moved = sum(_moved(t) for t in (*inputs, *outputs))
     return Counter([(_dtype(inputs), _flops(func, args, kwargs, result), moved)])
+
+
+def _moved(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor has in memory: one that is expanded is there once."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
 def _dtype(tensors: list[torch.Tensor]) -> str:
@@ -79,7 +99,11 @@ def at_depth(low: Work, high: Work, steps: int) -> Work:
 
 
 def step_seconds(work: Work, gpu: Gpu) -> float:
-    """The least time that the work takes on the card; a dtype it has no unit for runs as float32."""
+    """The least time that the work takes on the card; a dtype it has no unit for runs as float32.
+
+    Of a decoding, the work is that of its first token after the prompt's, when the cache is shortest: a
+    bound for each step, which is one token of each sequence.
+    """
     seconds = 0.0
     for (dtype, flops, moved), times in work.items():
         peak = gpu.peak_flops_per_sec.get(dtype) or gpu.peak_flops_per_sec["float32"]

@@ -118,7 +118,6 @@ def _of_inference(trial: Trial) -> list[tuple[bool, str]]:
             trial.method != "measure" and trial.model.family == "opt" and trial.kv_cache.name == "static",
             f"method={trial.method}: OPT slices its positions by the static cache's length, which is data",
         ),
-        (trial.method == "estimate", f"method=estimate has no formula for {workload} yet: simulate it"),
         (
             offloads and trial.method != "measure",
             f"method={trial.method} does not know what accelerate's hooks move and when",

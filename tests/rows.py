@@ -1,6 +1,6 @@
 """Rows that nobody measured, for tests of what reads rows: plausible, the same each time, really written.
 
-Trials are real (`trial_from`), rows come from `results.row_of`, and so do rates, intervals and MFU. Bytes
+Trials are real (`trial_from`), rows come from `row_of`, and so do rates, intervals and MFU. Bytes
 and seconds are arithmetic of this file alone: what a test expects it takes from the rows. Needs no torch.
 """
 
@@ -19,6 +19,7 @@ from bench import flops, results
 from bench.categories import CATEGORIES
 from bench.config import trial_from
 from bench.isolate import Outcome
+from bench.rows import row_of
 from bench.rules import skip_reason
 from bench.trial import Trial
 
@@ -128,7 +129,7 @@ def measured(
             for rank in ranks:
                 rank["step_seconds"] = [seconds * (1 + abs(draw.gauss(0, noise))) for _ in range(_STEPS)]
             outcome = Outcome("ok", None, None, ranks, hardware, 4.0)
-    return results.row_of(what, outcome, _identity(overrides, sweep, number, replicate))
+    return row_of(what, outcome, _identity(overrides, sweep, number, replicate))
 
 
 def predicted(overrides: str, device: Device, predictor: str, factor: float, number: int = 0) -> Row:
@@ -142,11 +143,11 @@ def predicted(overrides: str, device: Device, predictor: str, factor: float, num
     identity = _identity(words, "20260303T090000-bbbbbb", number, 0)
     reason = skip_reason(what, device.kind, 0)
     if reason:
-        return results.row_of(what, Outcome("skipped", reason, None, [{}], {}, 0.1), identity)
+        return row_of(what, Outcome("skipped", reason, None, [{}], {}, 0.1), identity)
     held = {category: int(size * factor) for category, size in held_bytes(what).items()}
     columns = _sizes(what, held) | {"peak_allocated_bytes": sum(held.values()), "working_seconds": 0.5}
     named = {"device_name": f"{method}d {device.kind}"}
-    return results.row_of(what, Outcome("ok", None, None, [columns], named, 0.6), identity)
+    return row_of(what, Outcome("ok", None, None, [columns], named, 0.6), identity)
 
 
 def held_bytes(what: Trial) -> dict[str, int]:

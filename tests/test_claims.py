@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bench import ledger
@@ -47,3 +48,14 @@ def test_a_claim_that_cannot_be_tested_is_told(tmp_path: Path, entry: str, said:
     with pytest.raises(LedgerError, match=said):
         for claim in ledger.read(path):
             ledger.trials_of(claim)
+
+
+def test_a_claim_of_inference_is_not_put_to_training() -> None:
+    shared = {"status": "ok", "method": "measure", "device": "CPU", "facts": {"axis": "all"}}
+    rows = [
+        shared | {"workload": workload, "precision": precision, "parameter_bytes": size}
+        for workload, sizes in (("train", (10, 30)), ("decode", (10, 5)))
+        for precision, size in zip(("fp16_pure", "int8"), sizes, strict=True)
+    ]
+    pairs = ledger.Pairs("precision", "fp16_pure", "int8", of="weights", workload="inference")
+    assert pairs.ratios(pd.DataFrame(rows)) == [0.5]

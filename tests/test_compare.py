@@ -11,10 +11,11 @@ import pytest
 
 from bench import reference, results
 from bench.comparing import OtherDevice, Thresholds, chance_of_loss, compare, markdown, verdict
+from bench.schema import SCHEMA
 from tests import rows as made
 from tests.conftest import ROOT, Command, door
 
-ROW = dict.fromkeys(results.SCHEMA.names) | {
+ROW = dict.fromkeys(SCHEMA.names) | {
     "method": "measure",
     "status": "ok",
     "device_name": "a card",

@@ -123,3 +123,19 @@ def test_the_seed_s_first_claim_float32_training_does_not_fit_24_gb() -> None:
     trial = make_trial("model=llama-7b", "method=simulate", "micro_batch_size=1", "checkpointing=on")
     (columns,) = predict([trial])
     assert columns["peak_allocated_bytes"] > 4 * gpus.catalogue()["rtx-3090"].memory_bytes
+
+
+def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:
+    words = ("workload=decode", "workload.decode_tokens=8", "model=llama-1b", "gpu=t4", "seq_len=512")
+    done = door(*words, "precision=fp16_pure,int8", "kv_cache=static", script="plan.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "at 519 tokens" in done.stdout
+    assert "precision=int8" in done.stdout and "precision=fp16_pure" in done.stdout
+    assert "offload=params and disk are left out" in done.stdout
+
+
+def test_where_no_precision_fits_a_card_that_would_is_named() -> None:
+    words = ("workload=prefill", "model=llama-7b", "gpu=t4", "precision=bf16_pure", "kv_cache=dynamic")
+    done = door(*words, script="plan.py")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "With gpu=v100-16gb it fits." in done.stdout or "With gpu=rtx-3090 it fits." in done.stdout

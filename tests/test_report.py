@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import ledger, publishing, reporting, results, studies
+from bench.schema import SCHEMA
 from tests import rows as made
 from tests.conftest import Command, door
 
@@ -140,7 +141,7 @@ def test_folders_with_little_in_them(rows: list[made.Row], said: str, tmp_path: 
 
 def test_rows_of_the_first_schema(tmp_path: Path) -> None:
     later = {"formula", "simulation_seconds", "host_max_bytes", "threads", "definition", "untracked_bytes"}
-    old = pa.Table.from_pylist(PLAIN[:4], schema=results.SCHEMA).drop_columns(sorted(later))
+    old = pa.Table.from_pylist(PLAIN[:4], schema=SCHEMA).drop_columns(sorted(later))
     (tmp_path / "trials").mkdir()
     pq.write_table(old, tmp_path / "trials" / "old.parquet")
     done = door(f"results_dir={tmp_path}", script="report.py")

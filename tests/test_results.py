@@ -13,6 +13,8 @@ import pytest
 
 from bench import results
 from bench.isolate import Outcome
+from bench.rows import row_of
+from bench.schema import SCHEMA
 from tests.conftest import make_trial
 
 
@@ -34,7 +36,7 @@ def rank(peak: int, seconds: float) -> dict[str, Any]:
 def row(ranks: list[dict[str, Any]], device: str = "CPU", *overrides: str) -> dict[str, Any]:
     outcome = Outcome("ok", None, None, ranks, {"device_name": device}, 3.0)
     identity = {"sweep_id": "s", "replicate": 0, "started_at": datetime.now(UTC), "overrides": "x"}
-    return results.row_of(make_trial("fsdp=full_shard", *overrides), outcome, identity)
+    return row_of(make_trial("fsdp=full_shard", *overrides), outcome, identity)
 
 
 def test_ranks_merge_peaks_to_the_largest_losses_to_the_mean_rates_to_the_sum() -> None:
@@ -62,7 +64,7 @@ def test_utilisation_by_hand_and_null_where_undefined() -> None:
 
 def test_a_failed_trial_has_a_row_too(tmp_path: Path) -> None:
     outcome = Outcome("error", "it broke", "Traceback ...", [{}], {}, 3.0)
-    failed = results.row_of(make_trial(), outcome, {"started_at": datetime.now(UTC), "sweep_id": "s"})
+    failed = row_of(make_trial(), outcome, {"started_at": datetime.now(UTC), "sweep_id": "s"})
     results.write(failed, tmp_path, "a")
     read = results.records(tmp_path)[0]
     assert (read["status"], read["reason"], read["precision"]) == ("error", "it broke", "fp32")
@@ -71,7 +73,7 @@ def test_a_failed_trial_has_a_row_too(tmp_path: Path) -> None:
 
 def test_a_trial_that_fails_after_its_attribution_keeps_its_row(tmp_path: Path) -> None:
     late = Outcome("oom", "no memory left", "Traceback ...", [rank(1, 1.0)], {}, 3.0)
-    failed = results.row_of(make_trial(), late, {"started_at": datetime.now(UTC), "sweep_id": "s"})
+    failed = row_of(make_trial(), late, {"started_at": datetime.now(UTC), "sweep_id": "s"})
     results.write(failed, tmp_path, "a")
     read = results.records(tmp_path)[0]
     assert (read["status"], read["evidence"]) == ("oom", '{"parameter_bytes_held": 1, "ranks": 2}')
@@ -106,7 +108,7 @@ def test_readers_pass_over_a_file_that_is_being_written(tmp_path: Path) -> None:
 
 def test_rows_of_an_older_schema_stay_readable(tmp_path: Path) -> None:
     results.write(row([rank(1, 1.0)] * 2), tmp_path, "new")
-    old = pa.Table.from_pylist([row([rank(2, 1.0)] * 2)], schema=results.SCHEMA)
+    old = pa.Table.from_pylist([row([rank(2, 1.0)] * 2)], schema=SCHEMA)
     pq.write_table(old.drop_columns(["gathered_max_bytes", "mfu"]), tmp_path / "trials" / "old.parquet")
     rows = results.read(tmp_path)
     assert len(rows) == 2
@@ -114,7 +116,7 @@ def test_rows_of_an_older_schema_stay_readable(tmp_path: Path) -> None:
 
 
 def test_no_rows_is_an_empty_table_with_all_columns(tmp_path: Path) -> None:
-    assert list(results.read(tmp_path).columns) == results.SCHEMA.names
+    assert list(results.read(tmp_path).columns) == SCHEMA.names
     assert results.records(tmp_path) == []
 
 

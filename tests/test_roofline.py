@@ -69,3 +69,36 @@ def test_every_card_of_the_catalogue_loads_under_its_own_name() -> None:
         assert card.peak_flops_per_sec["float16"] > card.peak_flops_per_sec["float32"] > 10**12  # type: ignore[operator]
         assert 10**11 < card.bandwidth_bytes_per_sec < 10**13
     assert cards["t4"].hardware_bytes(2)["nccl"] and "nccl" not in cards["t4"].hardware_bytes(1)
+
+
+def test_what_moves_nothing_is_no_work() -> None:
+    assert not roofline.work_of(torch.ops.aten.empty.memory_format, ([4, 4],), {}, torch.empty(4, 4))
+    assert not work(torch.ops.aten.empty_like.default, torch.ones(4))
+
+
+def test_an_expanded_tensor_is_read_once_and_a_row_of_a_cache_is_not_the_cache() -> None:
+    column, row = torch.ones(8, 1).expand(8, 100), torch.ones(8, 100)
+    assert work(torch.ops.aten.add.Tensor, column, row) == Counter([("float32", 0, 4 * (8 + 800 + 800))])
+    cache, at, new = torch.zeros(64, 4), torch.tensor([3]), torch.ones(1, 4)
+    args = (cache, 0, at, new)
+    func = torch.ops.aten.index_copy_.default
+    assert roofline.work_of(func, args, {}, func(*args)) == Counter([("float32", 0, 2 * new.nbytes)])
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_the_bound_of_decoding_is_of_one_token(cache: str) -> None:
+    """At least its weights and its cache are read, for a token, whatever the number of tokens."""
+    card = gpus.catalogue()["rtx-3090"]
+    seconds = []
+    for tokens in (4, 12):
+        columns: dict[str, roofline.Work] = {}
+        words = ("workload=decode", "model=llama-7b", "precision=bf16_pure", f"kv_cache={cache}")
+        trial = make_trial(
+            "method=simulate", *words, f"workload.decode_tokens={tokens}", "micro_batch_size=1"
+        )
+        simulate.simulate(trial, columns, "cuda")  # type: ignore[arg-type]
+        seconds.append(roofline.step_seconds(columns["work"], card))
+    table = 32000 * 4096 * 2  # of the embeddings one row is read
+    least = (columns["parameter_bytes"] - table) / card.bandwidth_bytes_per_sec  # type: ignore[operator]
+    assert seconds[1] == pytest.approx(seconds[0], rel=0.01)
+    assert least < seconds[0] < 1.1 * least

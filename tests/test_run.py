@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from bench import results
+from bench.schema import SCHEMA
 from tests.conftest import ALONE, BRIEF, ROOT, Command, door, run_into
 
 Run = Callable[..., Command]
@@ -260,7 +260,7 @@ def test_the_row_is_as_contracted(readmes_sweep: Command) -> None:
     assert len(files) == 4
     for file in files:
         stored = pq.read_schema(file)
-        assert stored.remove_metadata() == results.SCHEMA.remove_metadata()
+        assert stored.remove_metadata() == SCHEMA.remove_metadata()
         assert stored.metadata[b"schema_version"] == b"1"
     row = readmes_sweep.rows.iloc[1]
     assert row["tokens_per_sec_per_device_ci_low"] <= row["tokens_per_sec_per_device"]

@@ -30,6 +30,8 @@ DEEP = (
     "model=opt-125m model.vocab_size=500",
     "model=gpt2 model.vocab_size=500 precision=fp16",
     "model=mt0-small model.layers=10 model.vocab_size=500 precision=bf16_pure",
+    "model=llama-tiny model.layers=10 workload=decode workload.decode_tokens=7 seq_len=4",
+    "model=llama-tiny model.layers=10 workload=decode workload.decode_tokens=7 kv_cache=static",
 )
 
 
