@@ -63,10 +63,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     overrides = reproducing(list(hydra.overrides.task))
     name = f"{sweep_id}-{number:04d}-{trial.trial_id}"
     logs = job.results_dir / "logs" / sweep_id
-    cores = max(1, len(leases.my_cores()) // job.jobs)
-    here = environment.fingerprint(cores)
-    if (machines := nodes.here()).spread(trial.processes):
-        here += f"-{machines.count}-nodes"
+    here = _environment(trial, job)
     earlier = _earlier(trial, job, here)
     if job.dry_run:
         line = screen.begin(number, job.sweep_size, overrides, job.replicate)
@@ -85,8 +82,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         **machine.software(),
     }
     line = screen.begin(number, job.sweep_size, overrides, job.replicate)
-    if machines.index:  # the row is the first node's to write
-        if machines.spread(trial.processes):
+    if nodes.here().index:  # the row is the first node's to write
+        if nodes.here().spread(trial.processes):
             _outcome(trial, job, logs / f"{name}.log", line)
         return None
     try:
@@ -97,6 +94,13 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         raise NotWritten(f"results_dir={job.results_dir}: {error.strerror}") from None
     line.end(row)
     return row
+
+
+def _environment(trial: Trial, job: Job) -> str:
+    """The fingerprint that a row must have to stand for this one."""
+    found = environment.fingerprint(max(1, len(leases.my_cores()) // job.jobs))
+    several = nodes.here().spread(trial.processes)
+    return f"{found}-{nodes.here().count}-nodes" if several else found
 
 
 def _earlier(trial: Trial, job: Job, here: str) -> dict[str, Any] | None:
