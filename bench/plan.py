@@ -119,10 +119,13 @@ def _trials(
     fixed: tuple[str, ...], axes: list[list[str]], ranks: int, card: Any
 ) -> dict[tuple[str, ...], Any]:
     from bench import config, planning
+    from bench.words import WordError
 
     chosen = {values[0].partition("=")[0].split(".")[0] for values in axes}
     trials = {}
     inference = config.trial_from(list(fixed)).workload.inference
+    if inference and ranks > 1:
+        raise WordError(f"gpus={ranks}: inference is planned for one card")
     offered = (
         planning.inference_combinations(chosen, card)
         if inference

@@ -6,7 +6,8 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from bench.config import register_resolvers, trial_from
 from bench.trial import Trial
-from tests.sweeps import Here
+from tests.sweeps import MATRIX, Here, Survived
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,7 +93,23 @@ def bench_run(tmp_path: Path) -> Callable[..., Command]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Here]:
     """Sweeps in this process, into a folder of the test's own."""
     monkeypatch.setattr("bench.place._SETTLED_SECONDS", 0.0)
-    return Here(tmp_path / "results", monkeypatch)
+    sweeps = Here(tmp_path / "results", monkeypatch)
+    yield sweeps
+    if request.node.path.stem == "test_faults" and sweeps.runs:
+        fault = request.node.originalname.removeprefix("test_").replace("_", " ")
+        MATRIX.setdefault(fault, Survived()).add(sweeps.runs)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not MATRIX:
+        return
+    terminalreporter.section("fault matrix")
+    columns = [field.name for field in fields(Survived)]
+    terminalreporter.write_line(f"{'fault':<62}" + "".join(f"{name:>9}" for name in columns))
+    for fault, survived in MATRIX.items():
+        terminalreporter.write_line(
+            f"{fault:<62}" + "".join(f"{getattr(survived, name):>9}" for name in columns)
+        )

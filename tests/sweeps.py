@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,46 @@ from bench import isolate, results, screen, signals, sweep
 Hook = Callable[[str, str], None]
 
 
+@dataclass(frozen=True)
+class Aftermath:
+    """What a run left: its exit code, the rows that are there, and what should not be."""
+
+    code: int
+    rows: set[tuple[str, str, int]]
+    torn: int
+    orphans: int
+
+
+@dataclass
+class Survived:
+    """One fault of the matrix, over all its tries."""
+
+    tries: int = 0
+    lost: int = 0
+    torn: int = 0
+    orphans: int = 0
+    resumed: int = 0
+
+    def add(self, runs: list[Aftermath]) -> None:
+        """One try: rows that were there after some run and not after the last, and what the last left."""
+        last = runs[-1]
+        self.tries += 1
+        self.lost += len(set().union(*(run.rows for run in runs)) - last.rows)
+        self.torn += last.torn
+        self.orphans += last.orphans
+        self.resumed += last.code == 0
+
+
+MATRIX: dict[str, Survived] = {}
+
+
 class Here:
     """Runs sweeps into one folder, and says what is in it afterwards."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        self.runs: list[Aftermath] = []
+        self.foreign: set[str] = set()  # files that a test put there itself
         self._monkeypatch = monkeypatch
 
     def run(self, *words: str, at: Hook | None = None) -> int:
@@ -40,7 +76,15 @@ class Here:
                 patch.setattr(screen.Line, "stage", stage)
             argv = ["bench/run.py", "-m", *BRIEF, ALONE, f"results_dir={self.folder}", *words]
             patch.setattr(sys, "argv", argv)
-            return sweep.main(job, argv)
+            code = sweep.main(job, argv)
+        self.runs.append(self._aftermath(code))
+        return code
+
+    def _aftermath(self, code: int) -> Aftermath:
+        if not (self.folder / "trials").is_dir():
+            return Aftermath(code, set(), 0, len(self.orphans()))
+        rows = {(r["trial_id"], r["sweep_id"], r["replicate"]) for r in self.rows()}
+        return Aftermath(code, rows, len(self.torn()), len(self.orphans()))
 
     def statuses(self) -> list[str]:
         return [row["status"] for row in self.rows()]
@@ -56,7 +100,7 @@ class Here:
         """Files under `trials` that are not whole rows, hidden ones included."""
         files = [path for path in (self.folder / "trials").iterdir() if path.is_file()]
         whole = {path for path in files if path.suffix == ".parquet" and results.records_of([path])}
-        return sorted(path.name for path in set(files) - whole)
+        return sorted({path.name for path in set(files) - whole} - self.foreign)
 
     def orphans(self) -> list[psutil.Process]:
         """Processes of trials that are still there."""

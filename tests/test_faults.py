@@ -205,6 +205,7 @@ def test_foreign_and_truncated_files(here: Here, capfd: Any) -> None:
     assert here.run(SEEDS) == 0
     row = next(trials.glob("2*.parquet"))
     row.write_bytes(row.read_bytes()[:-100])  # as a copy that was cut short
+    here.foreign = {row.name, "foreign.parquet"}
     capfd.readouterr()
     assert here.run(SEEDS) == 0, "the row that it cannot read is no row"
     assert f"{row.name}: not a row of this project" in capfd.readouterr().err

@@ -68,6 +68,7 @@ def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
         (("gpu=t4", "model=llama-8b"), "no such level"),
         (("gpu=t4", "margin=2"), "margin=2.0: must be at least 0 and less than 1"),
         (("gpu=t4", "gpus=0"), "gpus=0: must be at least 1"),
+        (("gpu=t4", "gpus=2", "workload=decode"), "gpus=2: inference is planned for one card"),
         (("gpu=t4", "device=cpu"), "device: a plan is simulated, for the card that gpu= names"),
         (("gpu=auto",), "gpu=auto"),
         (("gpu=t4", "seq_len=x"), "seq_len"),
@@ -135,7 +136,8 @@ def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:
 
 
 def test_where_no_precision_fits_a_card_that_would_is_named() -> None:
-    words = ("workload=prefill", "model=llama-7b", "gpu=t4", "precision=bf16_pure", "kv_cache=dynamic")
+    words = ("workload=prefill", "model=llama-7b", "gpu=t4", "precision=fp32", "kv_cache=dynamic")
     done = door(*words, script="plan.py")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "With gpu=v100-16gb it fits." in done.stdout or "With gpu=rtx-3090 it fits." in done.stdout
+    # 4 bytes of 6.7 billion weights are 25.1 GiB: more than a 24 GB card, less than one of 32
+    assert "With gpu=rtx-5090 it fits." in done.stdout or "With gpu=v100-32gb it fits." in done.stdout
