@@ -28,6 +28,7 @@ from bench.trial import Trial
 
 CONF = ROOT / "conf"
 _MOST_REPLICATES = 1000
+_JOB_MINUTES = 10  # for a job to start, over a slow file system, and to end
 _MOST_JOBS = 1024
 RESUME = ("auto", "off", "force")
 BUSY = ("flag", "wait", "share")
@@ -38,6 +39,7 @@ _NOT_SWEPT = ("replicates", "results_dir", "resume", "dry_run", "skip_predicted_
 
 
 _LAUNCHER = "hydra/launcher"
+_LAUNCHERS = (_LAUNCHER, "hydra.launcher")
 _HYDRAS_OWN = (_LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.verbose", "hydra.mode")
 
 
@@ -75,10 +77,14 @@ class Command:
 
 
 def register_resolvers() -> None:
-    """`${repo:}` in conf/ is the repository, whatever the current directory."""
+    """`${repo:}` in conf/ is the repository, whatever the current directory; `${job_minutes:SECONDS}` says
+    for how many minutes a cluster must lend a node to a trial that may take so long."""
     OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver(
         "unquantised", lambda workload: "float32" if workload == "train" else "bfloat16", replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "job_minutes", lambda trial_seconds: math.ceil(trial_seconds / 60) + _JOB_MINUTES, replace=True
     )
 
 
@@ -259,7 +265,7 @@ def _launched(given: list[str], job: Job) -> tuple[str, list[str], list[str]]:
     """
     named = [word.partition("=")[2] for word in given if word.startswith(f"{_LAUNCHER}=")]
     if job.dry_run:  # one after the other, and here
-        return "basic", [word for word in given if not word.startswith((_LAUNCHER, "hydra.launcher"))], []
+        return "basic", [word for word in given if not word.lstrip("+").startswith(_LAUNCHERS)], []
     if job.jobs == 1:
         return (named or ["basic"])[-1], given, []
     if named:

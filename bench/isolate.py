@@ -28,6 +28,7 @@ from typing import Any
 
 from bench.leases import Lease
 from bench.machine import ROOT
+from bench.nodes import ALONE, Nodes, Seat, gathered
 from bench.trial import Trial
 
 _GRACE_SECONDS = 2.0  # for the other ranks to tell their side before they are ended
@@ -88,6 +89,7 @@ def run(
     on_stage: Callable[[str], None] = lambda _stage: None,
     start_method: str = "forkserver",
     lease: Lease | None = None,
+    nodes: Nodes = ALONE,
 ) -> Outcome:
     """Executes `trial` in fresh processes, one for each rank, and waits for the verdict.
 
@@ -98,6 +100,7 @@ def run(
         on_stage: told what the first rank does, as it changes.
         start_method: forkserver, or spawn to see what the fork server saves.
         lease: the cores and GPUs to use; default: those that this process may use.
+        nodes: the machines of the allocation; each calls this, and the first gets the outcome of all ranks.
 
     Raises:
         KeyboardInterrupt: passed on, with every rank ended.
@@ -106,12 +109,12 @@ def run(
     deadline = started + timeout_seconds
     log.parent.mkdir(parents=True, exist_ok=True)
     kills_before = _host_oom_kills()
-    workers, in_time = _execute(trial, log, deadline, on_stage, start_method, lease)
+    workers, in_time = _execute(trial, log, deadline, on_stage, start_method, lease, nodes)
     if any(w.last_word == "poisoned" for w in workers):
         # Some library initialised the device in the server: slower, but right.
-        workers, in_time = _execute(trial, log, deadline, on_stage, "spawn", lease)
+        workers, in_time = _execute(trial, log, deadline, on_stage, "spawn", lease, nodes)
     status, reason, text = _verdict(workers, in_time, timeout_seconds, kills_before)
-    return Outcome(
+    outcome = Outcome(
         status=status,
         reason=reason,
         traceback=text,
@@ -119,6 +122,7 @@ def run(
         hardware=next((w.hardware for w in workers if w.hardware), {}),
         wall_seconds=time.monotonic() - started,
     )
+    return gathered(outcome, nodes, log) if nodes.spread(trial.processes) else outcome
 
 
 def _execute(
@@ -128,13 +132,14 @@ def _execute(
     on_stage: Callable[[str], None],
     start_method: str,
     lease: Lease | None,
+    nodes: Nodes,
 ) -> tuple[list[_Worker], bool]:
     """Starts all ranks and stays until none is left; whether they ended before the deadline."""
     with tempfile.TemporaryDirectory(prefix="bench-") as meeting_place:
         workers: list[_Worker] = []
         try:
-            rendezvous = str(Path(meeting_place) / "rendezvous")
-            _start(workers, trial, log, rendezvous, start_method, lease)
+            seats = nodes.seats(trial.processes, Path(meeting_place))
+            _start(workers, trial, log, seats, start_method, lease)
             return workers, _attend(workers, deadline, on_stage)
         finally:
             _end(workers)
@@ -144,7 +149,7 @@ def _start(
     workers: list[_Worker],
     trial: Trial,
     log: Path,
-    rendezvous: str,
+    seats: list[Seat],
     start_method: str,
     lease: Lease | None,
 ) -> None:
@@ -152,11 +157,11 @@ def _start(
     context: Any = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         start_server(log.parent / "fork-server.log")
-    for rank in range(trial.processes):
+    for seat in seats:
         ours, theirs = context.Pipe(duplex=False)
-        rank_log = log if rank == 0 else log.with_suffix(f".rank{rank}{log.suffix}")
+        rank_log = log if seat.rank == 0 else log.with_suffix(f".rank{seat.rank}{log.suffix}")
         process = context.Process(
-            target=_enter, args=(theirs, trial, rank, rendezvous, str(rank_log), lease), daemon=True
+            target=_enter, args=(theirs, trial, seat, str(rank_log), lease), daemon=True
         )
         with _start_method(start_method):
             process.start()
@@ -207,9 +212,7 @@ def _server_environment(log: Path) -> Iterator[None]:
             os.environ["PYTHONPATH"] = path
 
 
-def _enter(
-    connection: Connection, trial: Trial, rank: int, rendezvous: str, log: str, lease: Lease | None = None
-) -> None:
+def _enter(connection: Connection, trial: Trial, seat: Seat, log: str, lease: Lease | None = None) -> None:
     """The worker's first steps: its own group, its end tied to ours, its voice in the log."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
@@ -235,7 +238,7 @@ def _enter(
     if poisoned():
         connection.send(("poisoned", {}))
         return
-    work(trial, rank, rendezvous, lambda kind, payload: connection.send((kind, payload)))
+    work(trial, seat, lambda kind, payload: connection.send((kind, payload)))
     # Nothing is worth tidying in a process that has said its last word; exit handlers can hang.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,6 +7,7 @@ It starts light, checks the whole command line, hands it to Hydra, and shows wha
 
 import sys
 from pathlib import Path
+from typing import Any
 
 # Running a script puts its own folder first on sys.path, where our modules would shadow others'.
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
@@ -20,12 +21,12 @@ register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def job(config: DictConfig) -> None:
+def job(config: DictConfig) -> dict[str, Any] | None:
     """One Hydra job, under whatever launcher: one trial in fresh processes, one row."""
     from bench import job, signals
 
     signals.arrange(door=False)
-    job.run(config)
+    return job.run(config)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class _Sweep:
     live: Progress | None
     started: float = field(default_factory=time.monotonic)
     done: int = 0
+    lost: list[str] = field(default_factory=list)
 
     planned: list[Planned] = field(default_factory=list)
 
@@ -116,6 +117,29 @@ def begin(number: int, size: int | None, overrides: list[str], replicate: int) -
         line.task = _sweep.live.add_task("")
         line.stage("start")
     return line
+
+
+def lost(number: int, label: str, reason: str) -> None:
+    """Trial `number` (from 0), under a launcher of jobs elsewhere, left no row, and why."""
+    assert _sweep, "jobs are waited for by the door"
+    _sweep.done += 1
+    _sweep.lost.append(f"trial {number + 1}: {label or '(defaults)'}: {reason}")
+    say(f"Lost {_sweep.lost[-1]}", style="red")
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line between those of the trials."""
+    if _sweep and _sweep.live:
+        _sweep.live.console.print(escape(text), style=style, highlight=False)
+    else:
+        print(text, flush=True)
+
+
+def show_lost() -> None:
+    """The trials that left no row, by name, and how to get them."""
+    if _sweep and _sweep.lost:
+        print("\nNo row came of\n  " + "\n  ".join(_sweep.lost))
+        print("Give the same command again to run them.")
 
 
 def passed_over() -> None:

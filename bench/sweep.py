@@ -33,7 +33,10 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         print("bench/run.py: its configuration lies in conf/; other folders are not read", file=sys.stderr)
         return 2
     sweep_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    from bench import launchers
+
     try:
+        launchers.require(arguments.overrides)
         command = check(arguments.overrides, multirun=arguments.multirun, sweep_id=sweep_id)
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
@@ -44,7 +47,7 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
     except OSError as error:
         print(f"bench/run.py: results_dir={command.results_dir}: {error.strerror}", file=sys.stderr)
         return 2
-    sys.argv = [argv[0], *command.arguments]
+    sys.argv = [argv[0], *launchers.arguments(command)]
     try:
         return _close(command, _carry_out(command, hydra_main))
     except BrokenPipeError:  # whoever read the lines has gone; the rows are there
@@ -94,6 +97,7 @@ def _close(command: Command, cut_short: int | None) -> int:
     reused = resume.reused(logs, command.results_dir)
     rows = results.records(command.results_dir, command.sweep_id)
     screen.show(rows, reused, command, interrupted=cut_short is not None)
+    screen.show_lost()
     rows += reused
     if cut_short is not None:
         return cut_short

@@ -23,6 +23,7 @@ from bench import device as accelerator
 from bench.estimate import estimate
 from bench.machine import hardware, process_bytes
 from bench.measure import measure
+from bench.nodes import Seat
 from bench.rules import skip_reason
 from bench.simulate import simulate
 from bench.trial import Trial
@@ -30,13 +31,12 @@ from bench.trial import Trial
 Send = Callable[[str, Any], None]
 
 
-def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
+def work(trial: Trial, seat: Seat, send: Send) -> None:
     """Executes one rank of `trial` and reports; raises nothing.
 
     Args:
         trial: what to execute.
-        rank: 0 to trial.world_size - 1.
-        rendezvous: a path that the trial's ranks share and nobody else uses.
+        seat: which rank, on which of the machine's devices, and where it meets the others.
         send: takes (kind, payload) to the parent.
     """
     columns: dict[str, Any] = {}
@@ -46,18 +46,21 @@ def work(trial: Trial, rank: int, rendezvous: str, send: Send) -> None:
             _predict(trial, columns, send)
             return
         first = accelerator.resolve(trial.device)
-        reason = skip_reason(trial, first.type, accelerator.count(first.type))
+        nodes = trial.world_size // seat.local_ranks
+        reason = skip_reason(trial, first.type, accelerator.count(first.type) * nodes)
         if reason:
             send("skipped", {"reason": reason})
             return
-        device = accelerator.resolve(trial.device, rank)
-        columns["threads"] = _settle(trial, device)
+        device = accelerator.resolve(trial.device, seat.local_rank)
+        columns["threads"] = _settle(trial, device, seat.local_ranks)
         send("device", hardware(device))
         if trial.fsdp.name != "off":
-            _join(trial, device, rank, rendezvous)
+            _join(trial, device, seat)
         started = time.perf_counter()
-        measure(trial, device, rank, columns, lambda stage: send("stage", stage))
+        measure(trial, device, seat.rank, columns, lambda stage: send("stage", stage))
         columns["working_seconds"] = time.perf_counter() - started
+        if nodes > 1:
+            columns["evidence"]["nodes"] = nodes
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
@@ -112,10 +115,10 @@ def _in_one_line(error: BaseException) -> str:
     return told[0] if len(told) == 1 else f"{told[0]} {told[-1]}"
 
 
-def _settle(trial: Trial, device: torch.device) -> int:
+def _settle(trial: Trial, device: torch.device, local_ranks: int) -> int:
     """Threads, whose number it returns, and the device with its pretended size."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(trial.threads or max(1, cores // trial.world_size))
+    torch.set_num_threads(trial.threads or max(1, cores // local_ranks))
     accelerator.enter(device, trial.memory_limit_bytes)
     if device.type == "cpu" and trial.memory_limit_bytes is not None:
         torch.ones(1 << 20).sum()  # the thread pool's stacks exist before the limit counts
@@ -126,14 +129,15 @@ def _settle(trial: Trial, device: torch.device) -> int:
     return torch.get_num_threads()
 
 
-def _join(trial: Trial, device: torch.device, rank: int, rendezvous: str) -> None:
-    """The trial's process group, over a file: no port to collide on, no host name to resolve."""
-    loopback = "lo" if sys.platform == "linux" else "lo0"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+def _join(trial: Trial, device: torch.device, seat: Seat) -> None:
+    """The trial's process group. On one machine over a file: no port to collide on, no host to resolve."""
+    if seat.rendezvous.startswith("file:"):
+        loopback = "lo" if sys.platform == "linux" else "lo0"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     dist.init_process_group(
         backend=dist.get_default_backend_for_device(device),
-        init_method=f"file://{rendezvous}",
-        rank=rank,
+        init_method=seat.rendezvous,
+        rank=seat.rank,
         world_size=trial.world_size,
         device_id=device if device.type != "cpu" else None,
     )
