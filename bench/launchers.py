@@ -20,7 +20,8 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 
 from bench import screen
-from bench.config import Command, CommandError
+from bench.commands import Command
+from bench.config import CommandError
 from bench.machine import ROOT
 
 # A launcher, the extra of pyproject.toml that brings it, and what must be importable for it.

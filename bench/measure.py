@@ -24,13 +24,14 @@ import torch.distributed as dist
 from bench import device as accelerator
 from bench import facts
 from bench.allocator import CpuRecorder
+from bench.axes import Timing
 from bench.build import build
 from bench.inference import generate
 from bench.machine import Health, Sensors, process_bytes
 from bench.state import Run
 from bench.step import once, step
 from bench.timing import relative_width
-from bench.trial import Timing, Trial
+from bench.trial import Trial
 
 _BLOCK_STEPS = 5
 _ALIKE_STEPS, _ALIKE_SLOW_STEPS, _SLOW_SECONDS = 12, 4, 0.5

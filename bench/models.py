@@ -16,7 +16,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bench.trial import Model, Trial
+from bench.axes import Model
+from bench.trial import Trial
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -22,7 +22,7 @@ _DEFAULTS = ("seq_len=1024", "micro_batch_size=1")
 
 def main(arguments: list[str]) -> int:
     """Plans, prints, and returns the exit code."""
-    from bench import config, gpus, planning
+    from bench import commands, config, gpus, planning
     from bench.machine import ROOT
     from bench.trial import Trial
     from bench.words import WordError, read_words
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
             raise WordError(f"margin={words['margin']}: must be at least 0 and less than 1")
         if words["gpus"] < 1:
             raise WordError(f"gpus={words['gpus']}: must be at least 1")
-        asked = config.choices([*_defaults(others), *map(_model, others)])
+        asked = commands.choices([*_defaults(others), *map(_model, others)])
         plans: list[tuple[gpus.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
         axes, tables = _split(asked)
         for card, table in itertools.product(cards, itertools.product(*tables)):

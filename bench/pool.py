@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from bench import isolate
+from bench import server
 from bench.trial import Trial
 
 
@@ -22,7 +22,7 @@ class Simulator:
     """Simulates trials, for CUDA if nothing else is said; to be entered."""
 
     def __init__(self) -> None:
-        isolate.start_server(Path(os.devnull))
+        server.start(Path(os.devnull))
         context = multiprocessing.get_context("forkserver")
         self._pool = ProcessPoolExecutor(os.cpu_count(), context, _quietly)
         self._known: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,8 @@ The door does not ask: a skip is a row. The worker does, once it knows its devic
 
 from __future__ import annotations
 
-from bench.trial import LEARNED_POSITIONS, Trial
+from bench.axes import LEARNED_POSITIONS
+from bench.trial import Trial
 
 
 def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None:

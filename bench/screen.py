@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bench.config import Command
+    from bench.commands import Command
     from bench.diagnosis import Finding
     from bench.forecast import Planned
 

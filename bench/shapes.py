@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.trial import Model
+from bench.axes import Model
 
 
 @dataclass(frozen=True)

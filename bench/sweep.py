@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from hydra._internal.utils import get_args_parser
 
 from bench import rowfile
-from bench.config import Command, CommandError, check
+from bench.commands import Command, check
+from bench.config import CommandError
 
 _HERE = ("basic", "joblib")  # launchers whose jobs are this terminal's too, and know Ctrl-C
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench import isolate, results, screen, signals, sweep
+from bench import results, screen, server, signals, sweep
 
 Hook = Callable[[str, str], None]
 
@@ -109,7 +109,7 @@ class Here:
 
 def workers() -> list[psutil.Process]:
     """The fork server's children, oldest first."""
-    pid = isolate.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    pid = server.pid()
     return sorted(psutil.Process(pid).children(), key=lambda worker: worker.pid) if pid else []
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.config import CONF, CommandError, check
+from bench.commands import check
+from bench.config import CONF, CommandError
 from tests.conftest import door, make_trial
 
 LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "gpu")

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.config import CommandError, check, job_of, trial_of
+from bench.commands import check
+from bench.config import CommandError, job_of, trial_of
 from bench.words import WordError, plain, read_words
 from tests.conftest import make_trial
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench import isolate
+from bench import isolate, server
 from bench.isolate import Outcome
 from bench.trial import Trial
 from tests.conftest import ALONE, ROOT, make_trial
@@ -38,7 +38,7 @@ def workers_of(server: int) -> list[psutil.Process]:
 
 
 def server_pid() -> int:
-    return int(isolate.forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+    return int(server.pid() or 0)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_parent_sleeps_while_the_trial_runs(log: Path) -> None:
 
 
 def test_what_libraries_print_goes_to_the_log(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    isolate.stop_server()
+    server.stop()
     run("precision=int8", "lora=on", "model=gpt2", "model.layers=1", "seq_len=8", log=log)
     assert capfd.readouterr() == ("", "")
     assert "loss_type=None" in log.read_text()  # what transformers says of every GPT-2

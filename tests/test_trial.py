@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from bench.axes import Lora, Timing
 from bench.rules import skip_reason
-from bench.trial import Lora, Timing
 from tests.conftest import make_trial
 
 
