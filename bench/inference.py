@@ -38,7 +38,8 @@ def generate(
 
     Args:
         run: a built trial.
-        enter: told the phase about to begin (prefill, each decode, done); for watchers only.
+        enter: told the phase about to begin (prefill, each decode, what is passed over, done); for watchers
+            only.
         mark: called when a token has been made, without waiting for the device.
         look: shown each token's logits, [micro_batch_size, vocab_size]; for watchers only.
 
@@ -51,6 +52,8 @@ def generate(
     given = run.batches[0]["input_ids"]
     tokens: list[torch.Tensor] = []
     for number in _forwards(run, count):
+        if number > len(tokens):
+            enter("passed over")
         for _ in range(number - len(tokens)):
             tokens.append(torch.empty_like(given))
             run.pass_over_a_token(run.cache)
