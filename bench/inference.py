@@ -52,11 +52,11 @@ def generate(
     given = run.batches[0]["input_ids"]
     tokens: list[torch.Tensor] = []
     for number in _forwards(run, count):
-        if number > len(tokens):
+        between = number - len(tokens)
+        if between:
             enter("passed over")
-        for _ in range(number - len(tokens)):
-            tokens.append(torch.empty_like(given))
-            run.pass_over_a_token(run.cache)
+            run.pass_over(run.cache, between)
+            tokens += [torch.empty_like(given) for _ in range(between)]
         enter("decode" if number else "prefill")
         output = run.model(input_ids=given, past_key_values=run.cache, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1]
