@@ -136,6 +136,8 @@ def job_of(config: DictConfig) -> Job:
         raise CommandError(f"replicates={job.replicates}: must be from 1 to {_MOST_REPLICATES}")
     if not config["results_dir"]:
         raise CommandError("results_dir is empty: name a folder, or leave it out for results/")
+    if "://" in str(config["results_dir"]):
+        raise CommandError(f"results_dir={config['results_dir']}: a command writes to a disk, not to a URL")
     if not 0 < job.timeout_seconds <= _LONGEST_SECONDS:
         raise CommandError(
             f"timeout_seconds={job.timeout_seconds:g}: must be greater than 0, and at most "
