@@ -124,6 +124,8 @@ def job_of(config: DictConfig) -> Job:
             raise CommandError(f"{key}={getattr(job, key)}: choose one of {', '.join(levels)}")
     if not config["results_dir"]:
         raise CommandError("results_dir is empty: name a folder, or leave it out for results/")
+    if "://" in str(config["results_dir"]):
+        raise CommandError(f"results_dir={config['results_dir']}: a command writes to a disk, not to a URL")
     if not 0 < job.timeout_seconds <= _LONGEST_SECONDS:
         raise CommandError(
             f"timeout_seconds={job.timeout_seconds:g}: must be greater than 0, and at most "

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench import dataset, places, results
+from bench.config import CommandError, check
+from bench.words import WordError, read_words
 from tests import rows
 
 pytest.importorskip("upath")
@@ -83,3 +85,11 @@ def test_merged_rows_that_were_copied_there_are_read(folder: Path, tmp_path: Pat
 def test_a_url_of_files_is_a_path(tmp_path: Path) -> None:
     assert places.place(f"file://{tmp_path}") == tmp_path
     assert not places.remote(places.place(f"file://{tmp_path}"))
+
+
+def test_commands_say_that_they_write_to_disks() -> None:
+    """Hydra and pathlib would make a folder `s3:` here."""
+    with pytest.raises(CommandError, match="results_dir=s3://rows: a command writes to a disk"):
+        check(["results_dir=s3://rows"], multirun=False, sweep_id="s")
+    with pytest.raises(WordError, match="results_dir=s3://rows: must be a folder of a disk"):
+        read_words(["results_dir=s3://rows"], {"results_dir": Path("results")})
