@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.categories import PHASES
+from bench.estimate import closed_form
 from bench.trial import Trial
 
 Columns = dict[str, Any]
@@ -25,12 +26,14 @@ _GUESSES = 8  # then the bracket is halved
 class Search:
     """One trial's search among micro-batches; `seen` are columns by size, the size asked about among them.
 
-    `space` are the bytes that tensors may take, `step` how far beyond the line's answer to look next.
+    `space` are the bytes that tensors may take, `expected` where a formula says that the answer is (0: none
+    says), `step` how far beyond the line's answer to look next.
     """
 
     trial: Trial
     space: int
     seen: dict[int, Columns] = field(default_factory=dict)
+    expected: int = 0
     step: int = 1
 
     @property
@@ -42,19 +45,23 @@ class Search:
         """The trial with another micro-batch."""
         return replace(self.trial, micro_batch_size=size)
 
-    def next_size(self) -> int | None:
-        """The size to simulate next; None once the bracket is closed, or where the first does not fit."""
+    def next_sizes(self) -> list[int]:
+        """The sizes to simulate next; none once the bracket is closed, or where the first does not fit."""
         low = self.largest
         over = [size for size in self.seen if size > low]
         high = min(over, default=MOST_SEQUENCES + 1)
         if not low or high - low <= 1:
-            return None
-        if len(self.seen) == 1:
-            return min(2 * low, high - 1)
+            return []
+        if len(self.seen) > 1:
+            return [self._next(low, high)]
+        if not self.expected:
+            return [min(2 * low, high - 1)]
+        beside = (max(low, self.expected), max(low, self.expected) + 1)
+        return [size for size in beside if low < size < high]
+
+    def _next(self, low: int, high: int) -> int:
         guess = self._guess(low, high) if len(self.seen) <= _GUESSES else (low + high) // 2
-        if (
-            guess <= low
-        ):  # by the line it is the largest: the one beyond it tells, and if it fits, further ones
+        if guess <= low:  # by the line it is the largest: the one beyond tells; if it fits, further ones
             guess = low + self.step
             self.step *= 2
         return min(max(guess, low + 1), high - 1)
@@ -76,16 +83,27 @@ class Search:
 
 
 def search(searches: list[Search], predict: Predict) -> None:
-    """Closes every bracket; a round simulates one size of each trial, all at once.
+    """Closes every bracket; a round simulates a size or two of each trial, all at once.
 
     Args:
         searches: with the size asked about seen.
         predict: simulates trials; columns in the same order.
     """
     while True:
-        wanted = [(one, size) for one in searches if (size := one.next_size()) is not None]
+        wanted = [(one, size) for one in searches for size in one.next_sizes()]
         if not wanted:
             return
         found = predict([one.sized(size) for one, size in wanted])
         for (one, size), columns in zip(wanted, found, strict=True):
             one.seen[size] = columns
+
+
+def expected(trial: Trial, space: int) -> int:
+    """The largest micro-batch by the closed form for CUDA; 0 if it says that none fits."""
+    low, high = 0, MOST_SEQUENCES + 1
+    while high - low > 1:
+        size = (low + high) // 2
+        sized = replace(trial, micro_batch_size=size)
+        fits = closed_form(sized, "cuda")["peak_allocated_bytes"] <= space
+        low, high = (size, high) if fits else (low, size)
+    return low

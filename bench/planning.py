@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.batches import Predict, Search, search
+from bench.batches import Predict, Search, expected, search
 from bench.gpus import Gpu, catalogue
 from bench.rules import skip_reason
 from bench.trial import Trial
@@ -140,9 +140,10 @@ def answers(
     """
     able = {words: trial for words, trial in trials.items() if skip_reason(trial, "cuda", 0) is None}
     asked = predict(list(able.values()))
+    spaces = [room(gpu, trial.world_size, margin) for trial in able.values()]
     searches = [
-        Search(trial, room(gpu, trial.world_size, margin), {trial.micro_batch_size: columns})
-        for trial, columns in zip(able.values(), asked, strict=True)
+        Search(trial, space, {trial.micro_batch_size: columns}, expected(trial, space))
+        for trial, space, columns in zip(able.values(), spaces, asked, strict=True)
     ]
     search(searches, predict)
     found = []

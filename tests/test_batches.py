@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from bench import batches
 from bench.batches import MOST_SEQUENCES, Search, search
+from bench.estimate import closed_form
 from bench.trial import Trial
 from tests.conftest import make_trial
 
 
-def sought(peak: Callable[[int], int], space: int) -> tuple[int, list[int]]:
+def sought(peak: Callable[[int], int], space: int, expected: int = 0) -> tuple[int, list[int]]:
     """The largest size, and the sizes that were simulated for it."""
     asked: list[int] = []
 
@@ -22,7 +25,7 @@ def sought(peak: Callable[[int], int], space: int) -> tuple[int, list[int]]:
         return [{"forward_tracked_peak_bytes": n, "peak_allocated_bytes": n} for n in peaks]
 
     trial = make_trial("micro_batch_size=1")
-    one = Search(trial, space, {1: predict([trial])[0]})
+    one = Search(trial, space, {1: predict([trial])[0]}, expected)
     search([one], predict)
     return one.largest, asked
 
@@ -48,3 +51,21 @@ def test_it_is_the_largest_that_fits_and_few_are_simulated(peak: Callable[[int],
 
 def test_what_does_not_fit_is_not_searched() -> None:
     assert sought(lambda n: 4000, space=3000) == (0, [1])
+
+
+@pytest.mark.parametrize(("expected", "simulated"), [(200, 3), (190, 5), (210, 5), (1, 4), (4096, 5)])
+def test_what_a_formula_expects_is_where_it_looks_first(expected: int, simulated: int) -> None:
+    largest, asked = sought(lambda n: 1000 + 10 * n, 3000, expected)
+    assert largest == 200
+    assert len(asked) == len(set(asked)) <= simulated
+
+
+def test_the_formula_expects_what_fits_by_the_formula() -> None:
+    trial = make_trial("model=llama-7b", "precision=bf16_pure", "lora=on")
+    size = batches.expected(trial, 40 * 2**30)
+    peaks = [
+        closed_form(replace(trial, micro_batch_size=n), "cuda")["peak_allocated_bytes"]
+        for n in (size, size + 1)
+    ]
+    assert peaks[0] <= 40 * 2**30 < peaks[1]
+    assert batches.expected(trial, 2**30) == 0
