@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bench import places
 from bench.machine import ROOT
 from bench.trial import Trial
 
@@ -30,6 +31,9 @@ _LONGEST_SECONDS = 21 * 24 * 3600  # beyond it the system call that waits takes 
 
 class CommandError(ValueError):
     """The command line cannot be carried out; the message says what to change."""
+
+
+_NOWHERE = {"results_dir": "."}  # OmegaConf takes a URL for a path with a slash too many
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,11 @@ class Job:
 
 
 def register_resolvers() -> None:
-    """`${repo:}` in conf/ is the repository, whatever the current directory; `${job_minutes:SECONDS}` says
+    """`${repo:}` in conf/ is the repository, whatever the current directory; `${beside:DIR}` is where logs
+    of results in DIR lie (DIR may be a URL); `${job_minutes:SECONDS}` says
     for how many minutes a cluster must lend a node to a trial that may take so long."""
     OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("beside", lambda text: str(places.beside(_folder(text))), replace=True)
     OmegaConf.register_new_resolver(
         "unquantised", lambda workload: "float32" if workload == "train" else "bfloat16", replace=True
     )
@@ -111,7 +117,9 @@ def job_of(config: DictConfig) -> Job:
     names = {field.name for field in fields(Job)}
     try:
         job: Job = OmegaConf.to_object(  # type: ignore[assignment]
-            OmegaConf.merge(_job_schema(), {name: config[name] for name in config if name in names})
+            OmegaConf.merge(
+                _job_schema(), {name: config[name] for name in config if name in names} | _NOWHERE
+            )
         )
     except OmegaConfBaseException as error:
         raise CommandError(_type_message(error)) from None
@@ -129,7 +137,17 @@ def job_of(config: DictConfig) -> Job:
             f"timeout_seconds={job.timeout_seconds:g}: must be greater than 0, and at most "
             f"{_LONGEST_SECONDS} (three weeks)"
         )
-    return Job(**{**vars(job), "results_dir": job.results_dir.expanduser().absolute()})
+    return Job(**{**vars(job), "results_dir": _folder(str(config["results_dir"]))})
+
+
+def _folder(text: str) -> Path:
+    try:
+        folder = places.place(text)
+    except (ImportError, ValueError) as error:
+        raise CommandError(
+            f"results_dir={text}: {error} (see README: pip install -e '.[remote]')"
+        ) from None
+    return folder if places.remote(folder) else folder.expanduser().absolute()
 
 
 def _job_schema() -> DictConfig:

@@ -38,7 +38,8 @@ def generate(
 
     Args:
         run: a built trial.
-        enter: told the phase about to begin (prefill, each decode, done); for watchers only.
+        enter: told the phase about to begin (prefill, each decode, what is passed over, done); for watchers
+            only.
         mark: called when a token has been made, without waiting for the device.
         look: shown each token's logits, [micro_batch_size, vocab_size]; for watchers only.
 
@@ -51,9 +52,11 @@ def generate(
     given = run.batches[0]["input_ids"]
     tokens: list[torch.Tensor] = []
     for number in _forwards(run, count):
-        for _ in range(number - len(tokens)):
-            tokens.append(torch.empty_like(given))
-            run.pass_over_a_token(run.cache)
+        between = number - len(tokens)
+        if between:
+            enter("passed over")
+            run.pass_over(run.cache, between)
+            tokens += [torch.empty_like(given) for _ in range(between)]
         enter("decode" if number else "prefill")
         output = run.model(input_ids=given, past_key_values=run.cache, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1]

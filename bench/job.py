@@ -20,6 +20,7 @@ from bench import (
     leases,
     machine,
     nodes,
+    places,
     results,
     resume,
     rows,
@@ -62,7 +63,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     sweep_id = job.sweep_id or "single"
     overrides = reproducing(list(hydra.overrides.task))
     name = f"{sweep_id}-{number:04d}-{trial.trial_id}"
-    logs = job.results_dir / "logs" / sweep_id
+    logs = places.beside(job.results_dir) / "logs" / sweep_id
     here = _environment(trial, job)
     earlier = _earlier(trial, job, here)
     if job.dry_run:
@@ -91,7 +92,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
             row = _row(trial, job, identity, logs / f"{name}.log", line)
             file.keep(results.to_parquet(row))
     except OSError as error:
-        raise NotWritten(f"results_dir={job.results_dir}: {error.strerror}") from None
+        raise NotWritten(f"results_dir={job.results_dir}: {error.strerror or error}") from None
     line.end(row)
     return row
 

@@ -6,8 +6,11 @@ A place behind a URL is a `UPath` (universal-pathlib, the extra `remote`), which
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
+
+from bench.machine import ROOT
 
 
 def place(text: str) -> Path:
@@ -21,10 +24,22 @@ def place(text: str) -> Path:
         return Path(text.removeprefix("file://"))
     if "://" not in text:
         return Path(text)
+    import fsspec
     from upath import UPath
 
+    known = fsspec.available_protocols()
+    if (protocol := text.partition("://")[0]) not in known:
+        raise ValueError(f"fsspec knows no {protocol}://")
     # others write there too: what a listing said before is not believed
     return cast(Path, UPath(text, use_listings_cache=False))
+
+
+def beside(folder: Path) -> Path:
+    """Where logs and reports of a results folder lie: in itself; of one behind a URL, in results/ here."""
+    if not remote(folder):
+        return folder
+    word = re.sub(r"[^A-Za-z0-9.-]+", "-", str(folder)).strip(".-")
+    return ROOT / "results" / "remote" / word
 
 
 def remote(path: Path) -> bool:

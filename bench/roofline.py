@@ -50,6 +50,8 @@ def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
     outputs = list(tensors_in((result,)))
     if any(isinstance(argument, list | tuple) and len(argument) > 1 for argument in args):
         return Counter((_dtype([t]), 0, _moved(t)) for t in (*inputs, *outputs))
+    if not outputs:  # a question about a tensor: its device, its layout
+        return Counter()
     moved = sum(_moved(t) for t in (*inputs, *outputs))
     return Counter([(_dtype(inputs), _flops(func, args, kwargs, result), moved)])
 

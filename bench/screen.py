@@ -19,6 +19,8 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench import places
+
 if TYPE_CHECKING:
     from bench.commands import Command
     from bench.diagnosis import Finding
@@ -266,12 +268,13 @@ def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
             "\nInterrupted; the rows above are complete and stay. The same command goes on from here.",
             highlight=False,
         )
-    trials = os.path.relpath(command.results_dir / "trials")
-    shown = str(command.results_dir / "trials") if trials.startswith("..") else trials
+    shown = str(command.results_dir / "trials")
+    if not places.remote(command.results_dir) and not os.path.relpath(shown).startswith(".."):
+        shown = os.path.relpath(shown)
     console.print(f"\nRows       {escape(shown)}  (sweep_id {command.sweep_id})", highlight=False)
     console.print(f"Once more  {escape(rows[-1]['overrides'])}", highlight=False)
     if any(row["status"] in ("error", "timeout") for row in rows):
-        logs = command.results_dir / "logs" / command.sweep_id
+        logs = places.beside(command.results_dir) / "logs" / command.sweep_id
         console.print(f"Logs       {escape(str(logs))}", highlight=False)
 
 

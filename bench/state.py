@@ -57,7 +57,7 @@ class Run:
     activation_offload: _Offload | None = None
     gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
     new_cache: Callable[[], Any] = _no_cache
-    pass_over_a_token: Callable[[Any], None] = _no_cache
+    pass_over: Callable[[Any, int], None] = _no_cache
     cache: Any = None  # of the generation under way
     host_weights: list[torch.Tensor] = field(default_factory=list)  # that hooks bring to the device
     disk: TemporaryDirectory[str] | None = None  # where weights wait; it goes with the run

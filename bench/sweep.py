@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from hydra._internal.utils import get_args_parser
 
-from bench import rowfile
+from bench import places, rowfile
 from bench.commands import Command, check
 from bench.config import CommandError
 
@@ -46,7 +46,9 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         if not command.dry_run:
             _require_room(command)
     except OSError as error:
-        print(f"bench/run.py: results_dir={command.results_dir}: {error.strerror}", file=sys.stderr)
+        print(
+            f"bench/run.py: results_dir={command.results_dir}: {error.strerror or error}", file=sys.stderr
+        )
         return 2
     sys.argv = [argv[0], *launchers.arguments(command)]
     try:
@@ -62,6 +64,11 @@ def _require_room(command: Command) -> None:
     Raises:
         OSError: it cannot.
     """
+    if places.remote(command.results_dir):
+        probe = command.results_dir / "trials" / f".{command.sweep_id}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        return
     (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
         pass
@@ -94,7 +101,7 @@ def _close(command: Command, cut_short: int | None) -> int:
     if command.dry_run:
         screen.show_plan()
         return cut_short or 0
-    logs = command.results_dir / "logs" / command.sweep_id
+    logs = places.beside(command.results_dir) / "logs" / command.sweep_id
     reused = resume.reused(logs, command.results_dir)
     rows = results.records(command.results_dir, command.sweep_id)
     screen.show(rows, reused, command, interrupted=cut_short is not None)

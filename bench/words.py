@@ -61,5 +61,7 @@ def _typed(key: str, value: str, default: Any) -> Any:
     if isinstance(default, Path):
         if not value:
             raise WordError(f"{key} is empty: name a folder")
+        if "://" in value:
+            raise WordError(f"{key}={value}: must be a folder of a disk, not a URL")
         return Path(value).expanduser().absolute()
     return value

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench import dataset, places, results
+from bench.commands import check
+from bench.config import CommandError
+from bench.words import WordError, read_words
 from tests import rows
+from tests.conftest import ALONE, BRIEF, door
 
 pytest.importorskip("upath")
 
@@ -83,3 +88,33 @@ def test_merged_rows_that_were_copied_there_are_read(folder: Path, tmp_path: Pat
 def test_a_url_of_files_is_a_path(tmp_path: Path) -> None:
     assert places.place(f"file://{tmp_path}") == tmp_path
     assert not places.remote(places.place(f"file://{tmp_path}"))
+
+
+def test_a_sweep_into_an_object_store_and_again(object_store: str) -> None:
+    words = ("-m", *BRIEF, ALONE, "method=estimate", "precision=fp32,nf4")
+    where = f"results_dir={object_store}/{secrets.token_hex(4)}"
+    done = door(*words, where)
+    assert done.returncode == 0, done.stderr
+    folder = places.place(where.partition("=")[2])
+    assert [row["status"] for row in results.records(folder)] == ["ok", "skipped"]
+    assert f"Rows       {folder}/trials" in done.stdout
+    again = door(*words, where)
+    assert "2 of these trials had a row already" in again.stdout
+    assert len(results.records(folder)) == 2
+    assert list((places.beside(folder) / "logs").glob("*/*.log"))
+    shutil.rmtree(places.beside(folder))
+
+
+def test_a_store_that_is_not_there_is_found_at_once(object_store: str) -> None:
+    done = door("method=estimate", "results_dir=s3://nowhere/results")
+    assert done.returncode == 2
+    assert done.stderr.startswith("bench/run.py: results_dir=s3://nowhere/results: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_no_url_of_fsspec_is_said_in_words() -> None:
+    """Hydra and pathlib would make a folder `s3:` here."""
+    with pytest.raises(CommandError, match="results_dir=unheard-of://rows: "):
+        check(["results_dir=unheard-of://rows"], multirun=False, sweep_id="s")
+    with pytest.raises(WordError, match="results_dir=s3://rows: must be a folder of a disk"):
+        read_words(["results_dir=s3://rows"], {"results_dir": Path("results")})

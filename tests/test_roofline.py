@@ -74,6 +74,7 @@ def test_every_card_of_the_catalogue_loads_under_its_own_name() -> None:
 def test_what_moves_nothing_is_no_work() -> None:
     assert not roofline.work_of(torch.ops.aten.empty.memory_format, ([4, 4],), {}, torch.empty(4, 4))
     assert not work(torch.ops.aten.empty_like.default, torch.ones(4))
+    assert not work(torch.ops.prim.device.default, torch.ones(4))
 
 
 def test_an_expanded_tensor_is_read_once_and_a_row_of_a_cache_is_not_the_cache() -> None:

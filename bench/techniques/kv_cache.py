@@ -22,22 +22,22 @@ def apply(run: Run) -> None:
     if not trial.workload.inference:
         return
     config = run.model_config
-    run.pass_over_a_token = _pass_over
+    run.pass_over = _pass_over
     if trial.kv_cache.name == "static":
         run.new_cache = lambda: StaticCache(config, max_cache_len=trial.cached_tokens)
     else:
         run.new_cache = lambda: DynamicCache(config=config)
 
 
-def _pass_over(cache: Any) -> None:
-    """The cache as it is when a token more has been seen, without its forward."""
+def _pass_over(cache: Any, more: int) -> None:
+    """The cache as it is when `more` tokens have been seen, without their forwards."""
     for layer in cache.layers:
         if isinstance(cache, StaticCache):
-            layer.cumulative_length.add_(1)
+            layer.cumulative_length.add_(more)
             continue
         sequences, heads, tokens, width = layer.keys.shape
-        layer.keys = layer.keys.new_empty(sequences, heads, tokens + 1, width)
-        layer.values = layer.values.new_empty(sequences, heads, tokens + 1, width)
+        layer.keys = layer.keys.new_empty(sequences, heads, tokens + more, width)
+        layer.values = layer.values.new_empty(sequences, heads, tokens + more, width)
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
