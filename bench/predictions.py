@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,7 +14,7 @@ from bench.estimate import closed_form, rule_of_thumb
 from bench.grading import BRIEF, Graded, Overrides, graded
 from bench.pool import Simulator
 from bench.rules import skip_reason
-from bench.trial import Trial, from_definition
+from bench.trial import Trial, from_text
 
 _TIMEOUT_SECONDS = 600.0
 
@@ -41,7 +40,9 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
     Raises:
         NotGraded: this version cannot predict it.
     """
-    trial = from_definition(json.loads(row["definition"]))
+    trial = from_text(row["definition"])
+    if trial is None:
+        raise NotGraded(f"{row['trial_id']}: this version makes no trial of its definition")
     target = "cpu" if row["peak_reserved_bytes"] is None else "cuda"
     predicted = predictions(trial, target, begun(trial, target, simulator))
     found = graded(row["overrides"], trial, row, predicted)

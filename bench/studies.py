@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bench.categories import CATEGORIES, FINISHED, STATUSES
+from bench.trial import from_text
 
 TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
 PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
@@ -103,7 +104,7 @@ def _without_replicates(known: pd.DataFrame) -> pd.DataFrame:
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
     """The definition, flat; rows that have none are described by their columns."""
-    if isinstance(row["definition"], str):
+    if isinstance(row["definition"], str) and from_text(row["definition"]) is not None:
         return dict(_flat(json.loads(row["definition"]), ""))
     named = {
         f"{axis}.name": row[axis] for axis in (*TECHNIQUES, "model", "workload") if pd.notna(row[axis])

@@ -5,7 +5,6 @@ Changes are fractions, new over old less one; bytes and tokens per second as the
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -13,7 +12,7 @@ import pandas as pd
 from bench.categories import CATEGORIES
 from bench.grading import Graded, graded
 from bench.studies import TECHNIQUES, each, reference, tell_apart, without
-from bench.trial import from_definition
+from bench.trial import from_text
 
 PEAK, RATE = "peak_allocated_bytes", "tokens_per_sec_per_device"
 
@@ -173,9 +172,10 @@ def errors(trials: pd.DataFrame) -> list[Graded]:
         predictor = row["formula"] if row["method"] == "estimate" else row["method"]
         predicted.setdefault(row["key"], {})[predictor] = row
     return [
-        graded(row["label"], from_definition(json.loads(row["definition"])), row, predicted[row["key"]])
+        graded(row["label"], trial, row, predicted[row["key"]])
         for row in each(fits[fits["method"] == "measure"])
         if row["key"] in predicted and isinstance(row["definition"], str)
+        if (trial := from_text(row["definition"])) is not None
     ]
 
 

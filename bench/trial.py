@@ -155,6 +155,15 @@ def from_definition(definition: dict[str, Any]) -> Trial:
     return Trial(**values)
 
 
+def from_text(definition: str) -> Trial | None:
+    """The same of the column as it is stored; None where this version makes no trial of it: it is anybody's
+    text."""
+    try:
+        return from_definition(json.loads(definition))
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
 _PARTS: dict[str, Any] = {
     "model": Model,
     "precision": Precision,

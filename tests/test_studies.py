@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from bench import studies
+from bench import studies, tables
 from tests import rows as made
 
 
@@ -92,3 +92,15 @@ def test_rows_without_a_definition_are_told_apart_by_their_columns() -> None:
 
 def test_no_rows_are_no_trials() -> None:
     assert studies.studies(studies.trials(pd.DataFrame(columns=list(studies.COLUMNS)))) == []
+
+
+NO_DEFINITIONS = ("", "{", "[1]", "null", '{"model": 1}', '{"model": {"layers": "x"}}', "[" * 9000)
+
+
+@pytest.mark.parametrize("text", NO_DEFINITIONS)
+def test_a_definition_that_is_none_is_not_believed(text: str) -> None:
+    rows = pd.DataFrame([made.all_rows()[0] | {"definition": text}, made.all_rows()[1]])
+    found = studies.trials(rows)
+    assert len(found) == 2
+    assert set(found["model"]) == {"llama-tiny"}
+    assert tables.errors(found) == []
