@@ -19,7 +19,7 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 
-from bench import screen
+from bench import places, screen
 from bench.commands import Command
 from bench.config import CommandError
 from bench.machine import ROOT
@@ -70,8 +70,8 @@ def _importable(module: str) -> bool:
 def arguments(command: Command) -> list[str]:
     """Hydra's arguments for `command`.
 
-    Where its launcher is one of ours, jobs start somewhere else, from a pickle: they get an absolute
-    results_dir, and find this package through PYTHONPATH.
+    Where its launcher is one of ours, jobs start somewhere else, from a pickle: they get absolute folders,
+    and find this package through PYTHONPATH.
     """
     if command.launcher not in _NEEDS:
         return command.arguments
@@ -80,7 +80,11 @@ def arguments(command: Command) -> list[str]:
     known = Plugins.instance().class_name_to_class
     known |= importlib.import_module(_NEEDS[command.launcher][2]).LAUNCHERS
     given = [word for word in command.arguments if not word.startswith(("results_dir=", "hydra.mode="))]
-    return [*given, f"results_dir={_quoted(str(command.results_dir))}", "hydra.mode=MULTIRUN"]
+    logs = places.beside(command.results_dir) / "logs" / command.sweep_id
+    # As text: another machine need not resolve what our resolvers resolve here.
+    where = {"results_dir": command.results_dir, "hydra.sweep.dir": logs}
+    words = [f"{key}={_quoted(str(path))}" for key, path in where.items()]
+    return [*given, *words, "hydra.mode=MULTIRUN"]
 
 
 def _quoted(value: str) -> str:
