@@ -15,9 +15,17 @@ from bench.machine import ROOT
 
 def start(log: Path) -> None:
     """Sees to it that there is a fork server; if there is none yet, what it prints goes to `log`."""
+    _name_main()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["bench.preload"])
     with _server_environment(log):
         forkserver.ensure_running()
+
+
+def _name_main() -> None:
+    """A child is told where its parent's main module is from; IPython's and execnet's do not say."""
+    main = sys.modules["__main__"]
+    if not hasattr(main, "__spec__"):
+        main.__spec__ = None
 
 
 def stop() -> None:
@@ -35,6 +43,7 @@ def pid() -> int | None:
 def default_start_method(method: str) -> Iterator[None]:
     """A child is told its parent's default start method, and does not start if that is one that only the
     parent knows (a joblib worker's is loky)."""
+    _name_main()
     default = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(method, force=True)
     try:
