@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 # Where the processor has them, oneDNN's kernels for AMX and AVX512-FP16 take up to half a MiB of scratch
-# memory an operation, a per cent or two of a tiny model's peak. What is graded is the same on every machine.
+# memory an operation, a per cent or two of a tiny model's peak. What is graded is the same everywhere.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 import pandas as pd
