@@ -7,6 +7,7 @@ of its devices, the fresh processes, the writing of the row.
 from __future__ import annotations
 
 import shlex
+import signal
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,7 +94,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
             file.keep(results.to_parquet(row))
     except OSError as error:
         raise NotWritten(f"results_dir={job.results_dir}: {error.strerror or error}") from None
-    line.end(row)
+    try:
+        line.end(row)
+    except BrokenPipeError:  # nobody reads the lines any more; the row is there
+        raise signals.Ended(signal.SIGPIPE) from None
     return row
 
 

@@ -51,11 +51,11 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         )
         return 2
     sys.argv = [argv[0], *launchers.arguments(command)]
-    try:
-        return _close(command, _carry_out(command, hydra_main))
-    except BrokenPipeError:  # whoever read the lines has gone; the rows are there
+    cut_short = _carry_out(command, hydra_main)
+    if cut_short == 128 + signal.SIGPIPE:  # there is nobody to show a table to
         sys.stdout = None
-        return 128 + signal.SIGPIPE
+        return cut_short
+    return _close(command, cut_short)
 
 
 def _require_room(command: Command) -> None:

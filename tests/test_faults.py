@@ -21,7 +21,7 @@ import pytest
 
 from bench import isolate, leases, results
 from bench.rowfile import RowFile
-from tests.conftest import ROOT
+from tests.conftest import ALONE, BRIEF, ROOT
 from tests.rows import all_rows
 from tests.sweeps import Here, workers
 
@@ -258,16 +258,33 @@ def test_stopped_at_once(here: Here, asked: str) -> None:
     completes(here, SEEDS)
 
 
+def test_reader_of_the_lines_goes_away(here: Here) -> None:
+    words = ("-m", *BRIEF, ALONE, "method=estimate", "seed=1,2,3", f"results_dir={here.folder}")
+    door = subprocess.Popen(
+        [sys.executable, str(ROOT / "bench" / "run.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert door.stdout and door.stderr
+    assert "1/3  ok" in door.stdout.readline()
+    door.stdout.close()
+    assert door.stderr.read() == ""
+    assert door.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert 1 <= len(here.rows()) <= 2
+    completes(here, "method=estimate", "seed=1,2,3", trials=3)
+
+
 def test_two_sweeps_at_once_into_one_folder(here: Here) -> None:
-    command = [sys.executable, str(ROOT / "bench" / "run.py"), "-m", "method=estimate", "seed=1,2,3"]
-    both = [
-        subprocess.Popen([*command, f"results_dir={here.folder}"], stdout=subprocess.DEVNULL)
-        for _ in range(2)
-    ]
+    words = ("-m", *BRIEF, ALONE, "method=estimate", "seed=1,2,3", f"results_dir={here.folder}")
+    command = [sys.executable, str(ROOT / "bench" / "run.py"), *words]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     assert here.torn() == []
     assert len(set(here.finished())) == 3
-    assert here.run("method=estimate", "seed=1,2,3", "timing.min_steps=5", "timing.max_steps=200") == 0
+    before = len(here.rows())
+    assert here.run("method=estimate", "seed=1,2,3") == 0
+    assert len(here.rows()) == before, "a row of either stands for the trial"
 
 
 def test_device_in_use_is_waited_for(here: Here) -> None:
