@@ -18,7 +18,7 @@ import psutil
 from bench import results
 from tests.conftest import ALONE, BRIEF, ROOT
 
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "2"))
 TRIALS = 2 + 3 * KILLS // 2
 LATEST_SECONDS = 9.0  # starting the fork server takes four of them, a trial one
 

@@ -33,6 +33,7 @@ def test_the_door_says_what_fits_and_what_to_pick() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_it_says_what_would() -> None:
     words = ("model=llama-1b", "gpu=t4", "precision=fp32", "lora=off", "checkpointing=on")
     done = door(*words, script="plan.py")
@@ -135,6 +136,7 @@ def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:
     assert "offload=params and disk are left out" in done.stdout
 
 
+@pytest.mark.slow
 def test_where_no_precision_fits_a_card_that_would_is_named() -> None:
     words = ("workload=prefill", "model=llama-7b", "gpu=t4", "precision=fp32", "kv_cache=dynamic")
     done = door(*words, script="plan.py")
