@@ -112,8 +112,7 @@ case "${1:-all}" in
         "$venv/bin/python" -m ruff format --check .
         "$venv/bin/python" -m mypy
         say "Tests"
-        # two at a time, a file's tests in one process: most of them wait for processes of their own
-        "$venv/bin/python" -m pytest -n 2 --dist loadfile "${@:2}"
+        "$venv/bin/python" -m pytest "${@:2}"
         ;;
     setup) make_environment ;;
     reference)

@@ -149,11 +149,6 @@ def test_ci_runs_what_runs_this_test() -> None:
 # Every step executed
 
 
-def _outside_of_xdist() -> dict[str, str]:
-    """A night's own pytest must not take itself for a worker of this one."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-
-
 @dataclass
 class Night:
     """A copy of the repository in which the nightly's steps are executed."""
@@ -165,7 +160,7 @@ class Night:
         return subprocess.run(
             ["bash", "-e", "-c", command],  # as GitHub does where no shell is named
             cwd=self.root,
-            env={**_outside_of_xdist(), **self.environment, **environment},
+            env={**os.environ, **self.environment, **environment},
             capture_output=True,
             text=True,
             timeout=600,
