@@ -19,7 +19,7 @@ from bench import results
 from tests.conftest import ALONE, BRIEF, ROOT
 
 KILLS = int(os.environ.get("KILLS", "2"))
-TRIALS = 2 + 3 * KILLS // 2
+TRIALS = 2 + KILLS
 LATEST_SECONDS = 9.0  # starting the fork server takes four of them, a trial one
 
 
