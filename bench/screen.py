@@ -187,14 +187,19 @@ Rows = list[dict[str, Any]]
 
 def labels(rows: Rows) -> list[str]:
     """What tells the rows of one sweep apart: the overrides that they do not all share."""
-    words = [shlex.split(row["overrides"])[2:] for row in rows]
-    shared = set.intersection(*(set(line) for line in words)) if len(words) > 1 else set()
     several = len({row["replicate"] for row in rows}) > 1
     return [
-        (" ".join(w for w in line if w not in shared) or "(defaults)")
-        + (f" #{row['replicate'] + 1}" if several else "")
-        for line, row in zip(words, rows, strict=True)
+        words + (f" #{row['replicate'] + 1}" if several else "")
+        for words, row in zip(
+            _apart([shlex.split(row["overrides"])[2:] for row in rows]), rows, strict=True
+        )
     ]
+
+
+def _apart(lines: list[list[str]]) -> list[str]:
+    """Each of these lines without the words that they all share."""
+    shared = set.intersection(*map(set, lines)) if len(lines) > 1 else set()
+    return [" ".join(word for word in line if word not in shared) or "(defaults)" for line in lines]
 
 
 def table(rows: Rows) -> Table:
@@ -288,13 +293,13 @@ def show_plan() -> None:
     columns.add_column("device GiB", justify="right")
     columns.add_column("expected", justify="right")
     columns.add_column("reason", overflow="fold")
-    for plan in plans:
+    for label, plan in zip(_apart([plan.label.split(" ") for plan in plans]), plans, strict=True):
         found = plan.forecast
         peak = "" if found is None or found.peak_bytes is None else _gib(found.peak_bytes)
         here = "" if not peak or found is None else _gib(found.capacity_bytes)
         took = "" if plan.seconds is None else _duration(plan.seconds)
         reason = (found.reason or "") if found else ""
-        columns.add_row(*map(escape, [plan.label, plan.verdict, peak, here, took, reason]))
+        columns.add_row(*map(escape, [label, plan.verdict, peak, here, took, reason]))
     console.print()
     console.print(columns, highlight=False)
     known = [plan.seconds for plan in plans if plan.seconds is not None]
