@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import environment, forecast, results, resume, studies
+from bench import diagnosis, environment, forecast, results, resume, studies
 from bench.machine import ROOT
 from tests.conftest import door, make_trial
 from tests.rows import all_rows
@@ -145,7 +145,13 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(here: Here) -> N
     for path in trials.glob("*.parquet"):
         if results.records_of([path])[0]["status"] == "error":
             path.unlink()
-    assert door(f"results_dir={here.folder}", script="doctor.py").returncode == 0
+    assert door(f"results_dir={here.folder}", "trial=false", script="doctor.py").returncode == 0
+
+
+def test_the_doctor_tries_a_trial() -> None:
+    found = diagnosis._trial()
+    assert not found.wrong, found
+    assert found.found.startswith("int8 + LoRA trains on ")
 
 
 def test_the_doctors_words() -> None:
