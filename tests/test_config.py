@@ -107,3 +107,15 @@ def test_the_gpu_catalogue_is_not_an_axis() -> None:
     done = door("gpu=t4")
     assert done.returncode == 2
     assert "gpu: no such axis or key" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "bad", ["seed=1,2,-1", "lora.rank=4,8,0", "lora.rank=4,1.5", "precision.param_dtype=float32,7"]
+)
+def test_a_mistake_among_numbers_is_found(bad: str) -> None:
+    with pytest.raises(CommandError, match=bad.partition("=")[0]):
+        checked(bad)
+
+
+def test_numbers_beside_levels() -> None:
+    assert checked("precision=int8,nf4", "seed=range(0,30)", "optimizer.lr=0.1,0.01") == 120
