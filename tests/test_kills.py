@@ -20,7 +20,7 @@ from tests.conftest import ALONE, BRIEF, ROOT
 
 KILLS = int(os.environ.get("KILLS", "2"))
 TRIALS = 2 + KILLS
-LATEST_SECONDS = float(os.environ.get("LATEST_SECONDS", "9"))  # a fork server starts in four, a trial takes one
+LATEST_SECONDS = float(os.environ.get("LATEST_SECONDS", "9"))  # a trial starts in four
 
 
 def test_each_trial_ends_with_one_row(tmp_path: Path) -> None:
