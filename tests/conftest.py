@@ -6,10 +6,11 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Where the processor has them, oneDNN's kernels for AMX and AVX512-FP16 take up to half a MiB of scratch
 # memory an operation, a per cent or two of a tiny model's peak. What is graded is the same everywhere.
@@ -29,6 +30,17 @@ register_resolvers()
 torch.set_num_threads(
     1
 )  # the models are tiny, and two pools of threads on two cores spin against each other
+
+
+def some(cases: Sequence[Any], every: int, first: int = 0) -> list[Any]:
+    """Parameters of a test: every so manieth is always run, the others are slow (see CONTRIBUTING.md)."""
+    always = range(first, len(cases), every)
+    return [case if n in always else _slowly(case) for n, case in enumerate(cases)]
+
+
+def _slowly(case: Any) -> Any:
+    values = case if isinstance(case, tuple) and not all(isinstance(v, str) for v in case) else (case,)
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def make_trial(*overrides: str) -> Trial:

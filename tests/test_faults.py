@@ -21,7 +21,7 @@ import pytest
 
 from bench import isolate, leases, results
 from bench.rowfile import RowFile
-from tests.conftest import ALONE, BRIEF, ROOT
+from tests.conftest import ALONE, BRIEF, ROOT, some
 from tests.rows import all_rows
 from tests.sweeps import Here, workers
 
@@ -41,7 +41,9 @@ def completes(sweep: Here, *words: str, trials: int = 2) -> None:
     assert set(before) <= set(sweep.finished())
 
 
-@pytest.mark.parametrize("stage", ["build", "warm-up", "timed steps", "attribution", "allocator"])
+@pytest.mark.parametrize(
+    "stage", some(["build", "warm-up", "timed steps", "attribution", "allocator"], every=2)
+)
 def test_worker_killed(here: Here, stage: str) -> None:
     def kill(label: str, now: str) -> None:
         if now == stage and "seed=1" in label:
@@ -184,7 +186,7 @@ with rowfile.RowFile(Path(sys.argv[1]), "name") as here:
 """
 
 
-@pytest.mark.parametrize("call", ["pwrite", "ftruncate", "fsync", "close"])
+@pytest.mark.parametrize("call", some(["pwrite", "ftruncate", "fsync", "close"], every=3))
 def test_sweep_killed_while_it_writes_a_row(here: Here, call: str) -> None:
     command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(here.folder), call]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL

@@ -1,6 +1,6 @@
 """kill -9 of the sweep at random moments, again and again, and then it completes.
 
-`KILLS=200 pytest -s tests/test_kills.py` kills as often, and ends with what came of it.
+`KILLS=200 pytest -s -m slow tests/test_kills.py` kills as often, and ends with what came of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import pytest
 
 from bench import results
 from tests.conftest import ALONE, BRIEF, ROOT
@@ -23,6 +24,7 @@ TRIALS = 2 + KILLS
 LATEST_SECONDS = float(os.environ.get("LATEST_SECONDS", "9"))  # a trial starts in four
 
 
+@pytest.mark.slow
 def test_each_trial_ends_with_one_row(tmp_path: Path) -> None:
     words = ["-m", *BRIEF, ALONE, f"seed=range({TRIALS})", f"results_dir={tmp_path}"]
     command = [sys.executable, str(ROOT / "bench" / "run.py"), *words]

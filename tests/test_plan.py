@@ -42,6 +42,7 @@ def test_where_nothing_fits_it_says_what_would() -> None:
     assert "With gpus=" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
     config = {
         "model_type": "llama",

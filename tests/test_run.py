@@ -111,6 +111,7 @@ def test_two_ranks_hold_half_each_and_learn_the_same(bench_run: Run) -> None:
     assert gathered["shard_grad_op", "off"] > gathered["full_shard", "off"] > 0
 
 
+@pytest.mark.slow
 def test_sharded_fine_tuning(bench_run: Run) -> None:
     levels = "precision=bf16,bf16_pure,nf4,int8"
     sweep = bench_run("-m", "fsdp=full_shard", "fsdp.world_size=2", "lora=on", levels)
