@@ -46,7 +46,8 @@ def simulated(*overrides: str, target: str = "cpu") -> dict[str, Any]:
     ("overrides", "target"),
     [
         *((overrides, "cpu") for overrides in DEEP[::3]),
-        *((overrides, "cuda") for overrides in DEEP[1::3]),
+        *((overrides, "cuda") for overrides in DEEP[1::6]),
+        *(pytest.param(overrides, "cuda", marks=pytest.mark.slow) for overrides in DEEP[4::6]),
         *(
             pytest.param(overrides, "cpu", marks=pytest.mark.slow)
             for overrides in DEEP
