@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench import layout, reading
+from bench import layout, places, reading
 from bench.schema import SCHEMA, conformed
 
 _PART = 10_000  # rows of a merged file; one with less than half is merged again with what comes
@@ -233,7 +233,7 @@ def _write(folder: Path, place: str, batches: list[_Batch], done: Merge) -> None
     finally:
         hidden.unlink(missing_ok=True)
     for changed in (target, target.parent, folder):
-        _flush(changed)
+        places.flush(changed)
     files = [file for batch in batches for file in batch.files]
     _delete(files, list(small))
     done.files += len(files)
@@ -259,15 +259,6 @@ def _delete(files: list[tuple[Path, tuple[int, int, int]]], parts: list[Path]) -
             continue
     for part in parts:
         part.unlink(missing_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    """Names survive a power failure only once their folder is on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:

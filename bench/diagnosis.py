@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -56,9 +57,10 @@ def findings(results_dir: Path, *, trial: bool) -> Iterator[Finding]:
         yield Finding("results", f"{results_dir} holds no rows yet")
         return
     yield _room(results_dir)
-    yield _foreign(results_dir)
+    rows, foreign = _read(results_dir)
+    yield _foreign(foreign)
     yield _abandoned(results_dir)
-    yield from _rows(results_dir)
+    yield from _rows(rows)
 
 
 def _packages() -> Iterator[Finding]:
@@ -81,7 +83,7 @@ def _packages() -> Iterator[Finding]:
 def _devices() -> Finding:
     names = machine.gpu_names()
     driver = machine.driver_version()
-    here = f"{machine.cpu_name()}, {environment.cores()} cores"
+    here = f"{machine.cpu_name()}, {len(machine.cores())} cores"
     if not names:
         return Finding("devices", f"CPU ({here}); no NVIDIA GPU that NVML knows of")
     if "+cpu" in metadata.version("torch"):
@@ -120,11 +122,16 @@ def _room(results_dir: Path) -> Finding:
     return Finding("disk", f"{units.size(free)} free at {results_dir}", remedy)
 
 
-def _foreign(results_dir: Path) -> Finding:
+def _read(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows, and the names of files that hold none."""
+    columns = ("trial_id", "replicate", "started_at", "status", "environment", "overrides")
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        results.read(results_dir, columns=("trial_id", "started_at"))
-    names = re.findall(r"^(.*?): not a row", said.getvalue(), re.MULTILINE)
+        rows = results.records(results_dir, columns=columns)
+    return rows, re.findall(r"^(.*?): not a row", said.getvalue(), re.MULTILINE)
+
+
+def _foreign(names: list[str]) -> Finding:
     if not names:
         return Finding("files", "every file in it is a row of this project")
     remedy = "move them away: readers pass over them, but plain pandas.read_parquet stops at them"
@@ -142,10 +149,8 @@ def _abandoned(results_dir: Path) -> Finding:
     )
 
 
-def _rows(results_dir: Path) -> Iterator[Finding]:
+def _rows(rows: list[dict[str, Any]]) -> Iterator[Finding]:
     """Statuses; what failed and has not been done since; what can no longer be told apart from new code."""
-    columns = ("trial_id", "replicate", "started_at", "status", "environment", "overrides")
-    rows = results.records(results_dir, columns=columns)
     counts = Counter(row["status"] for row in rows)
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     yield Finding("rows", f"{len(rows)}: {said}" if rows else "none")
@@ -154,7 +159,7 @@ def _rows(results_dir: Path) -> Iterator[Finding]:
         trials = {(row["trial_id"], row["replicate"]) for row in failed}
         remedy = f"run the sweep again, it retries these; the first alone: {failed[0]['overrides']}"
         yield Finding("failed", units.count(len(trials), "trial") + " never finished", remedy)
-    here = environment.fingerprint(environment.cores())
+    here = environment.fingerprint(len(machine.cores()))
     other = sum(row["environment"] != here for row in rows)
     if other:
         yield Finding(

@@ -103,7 +103,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
 def _environment(trial: Trial, job: Job) -> str:
     """The fingerprint that a row must have to stand for this one."""
-    found = environment.fingerprint(max(1, len(leases.my_cores()) // job.jobs))
+    found = environment.fingerprint(max(1, len(machine.cores()) // job.jobs))
     several = nodes.here().spread(trial.processes)
     return f"{found}-{nodes.here().count}-nodes" if several else found
 

@@ -47,13 +47,6 @@ def folder() -> Path:
     return Path(named) if named else Path(tempfile.gettempdir()) / "bench-leases"
 
 
-def my_cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 @contextmanager
 def hold(
     trial: Trial, *, jobs: int, busy: str, on_wait: Callable[[str], None] = lambda _who: None
@@ -70,7 +63,7 @@ def hold(
     Raises:
         OSError: the lock files cannot be made.
     """
-    cores = my_cores()
+    cores = machine.cores()
     if trial.method != "measure":
         yield Lease(tuple(cores))
         return

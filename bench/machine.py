@@ -55,6 +55,13 @@ def software() -> dict[str, Any]:
     }
 
 
+def cores() -> list[int]:
+    """The cores that this process may use, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def cpu_name() -> str:
     """The processor's model name, or its architecture where the system does not say."""
     try:

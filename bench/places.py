@@ -71,3 +71,16 @@ def names(folder: Path) -> list[str]:
             return [entry.name for entry in found]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def flush(folder: Path) -> None:
+    """Names survive a loss of power only once their folder is on the disk.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

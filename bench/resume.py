@@ -17,16 +17,8 @@ from typing import Any
 from bench import results
 from bench.categories import FINISHED
 
-_COLUMNS = (
-    "trial_id",
-    "sweep_id",
-    "replicate",
-    "started_at",
-    "status",
-    "environment",
-    "predicted_peak_bytes",
-)
 _IDENTITY = ("trial_id", "sweep_id", "replicate")
+_COLUMNS = (*_IDENTITY, "started_at", "status", "environment", "predicted_peak_bytes")
 _NOTE = ".reused.json"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -69,7 +68,7 @@ class RowFile:
         os.ftruncate(self._file, len(content))
         os.fsync(self._file)
         self._hidden.rename(self.target)
-        _settle(self.target.parent)
+        places.flush(self.target.parent)
 
     def give_up(self) -> None:
         """Leaves nothing behind but the row, if it was kept."""
@@ -87,17 +86,6 @@ class RowFile:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.give_up()
-
-
-def _settle(folder: Path) -> None:
-    """The renaming survives a loss of power too."""
-    if sys.platform == "win32":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def abandoned(results_dir: Path) -> list[Path]:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from bench import device as accelerator
 from bench.estimate import estimate
-from bench.machine import hardware, process_bytes
+from bench.machine import cores, hardware, process_bytes
 from bench.measure import measure
 from bench.nodes import Seat
 from bench.rules import skip_reason
@@ -117,8 +117,7 @@ def _in_one_line(error: BaseException) -> str:
 
 def _settle(trial: Trial, device: torch.device, local_ranks: int) -> int:
     """Threads, whose number it returns, and the device with its pretended size."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(trial.threads or max(1, cores // local_ranks))
+    torch.set_num_threads(trial.threads or max(1, len(cores()) // local_ranks))
     accelerator.enter(device, trial.memory_limit_bytes)
     if device.type == "cpu" and trial.memory_limit_bytes is not None:
         torch.ones(1 << 20).sum()  # the thread pool's stacks exist before the limit counts

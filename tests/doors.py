@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from tests.conftest import ALONE, ROOT
 
@@ -42,3 +43,24 @@ def until(seen: Callable[[], object], door: Door) -> None:
     while not seen():
         assert door.process.poll() is None, door.end()
         time.sleep(0.1)
+
+
+def alive(ours: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """The processes of this machine that are `ours` and have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if ours(process) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def none_left(found: Callable[[], list[psutil.Process]]) -> None:
+    """The door sees a job's result a moment before the job's processes have gone."""
+    for _ in range(100):
+        if not found():
+            break
+        time.sleep(0.2)
+    assert found() == []

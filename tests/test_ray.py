@@ -8,14 +8,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.conftest import run_into
-from tests.doors import Door, until
+from tests.doors import Door, alive, none_left, until
 
 README = ("-m", "precision=fp16,int8", "lora=on,off")
 LONG = ("timing.min_steps=60", "timing.max_steps=60")
@@ -28,24 +27,13 @@ pytestmark = [
 
 
 def of_ray() -> list[psutil.Process]:
-    """Ray's processes and what they started, but those that have ended."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            ours = "RAY_JOB_ID" in process.environ() or "ray::" in " ".join(process.cmdline())
-            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    """Ray's processes and what they started."""
 
+    def ours(process: psutil.Process) -> bool:
+        of_a_job = "RAY_JOB_ID" in process.environ() or "ray::" in " ".join(process.cmdline())
+        return of_a_job and process.pid != os.getpid()
 
-def none_left() -> None:
-    for _ in range(100):
-        if not of_ray():
-            break
-        time.sleep(0.2)
-    assert of_ray() == []
+    return alive(ours)
 
 
 def test_the_readmes_sweep(tmp_path: Path) -> None:
@@ -75,7 +63,7 @@ def test_a_task_whose_process_dies_is_named_and_the_same_command_completes_the_s
     told = out[out.index("No row came of") :]
     assert "trial 4: precision=int8 lora=off" in told
     assert told.count("its task failed") == len(busy)
-    none_left()
+    none_left(of_ray)
 
     again = Door(tmp_path, *README, *LONG, WHOLE, once, launcher="ray")
     code, out, _ = again.end()
@@ -92,4 +80,4 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     code, _, err = door.end()
     assert code == 130
     assert "Traceback" not in err
-    none_left()
+    none_left(of_ray)

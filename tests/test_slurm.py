@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.conftest import ALONE, ROOT, run_into
-from tests.doors import Door, until
+from tests.doors import Door, alive, none_left, until
 
 SLURM = "submitit_slurm"
 README = ("-m", "precision=fp16,int8", "lora=on,off")
@@ -74,23 +74,7 @@ def queue(form: str = "%i") -> list[str]:
 
 
 def processes_of_jobs() -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if "SLURM_JOB_ID" in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def none_left() -> None:
-    """The door sees a job's result a moment before the job's processes have gone."""
-    for _ in range(100):
-        if not processes_of_jobs():
-            break
-        time.sleep(0.2)
-    assert processes_of_jobs() == []
+    return alive(lambda process: "SLURM_JOB_ID" in process.environ())
 
 
 def speaking_into(log: str) -> list[psutil.Process]:
@@ -136,7 +120,7 @@ def test_a_job_killed_by_scancel_is_named_and_the_same_command_completes_the_swe
         in told
     )
     assert "the same command again" in told
-    none_left()
+    none_left(processes_of_jobs)
     assert len(door.rows) == len([*(tmp_path / "trials").iterdir()]) == 3, (
         "nothing torn, nothing half written"
     )
@@ -228,4 +212,4 @@ def test_a_rank_killed_on_another_node_ends_the_trial(tmp_path: Path) -> None:
     (row,) = door.rows.to_dict("records")
     assert row["status"] == "error"
     assert "was killed by SIGKILL" in row["reason"]
-    none_left()
+    none_left(processes_of_jobs)
