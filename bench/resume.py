@@ -10,12 +10,13 @@ stands for it, under any launcher.
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 from bench import results
-from bench.categories import FINISHED
+from bench.categories import FINISHED, counting
 
 _IDENTITY = ("trial_id", "sweep_id", "replicate")
 _COLUMNS = (*_IDENTITY, "started_at", "status", "environment", "predicted_peak_bytes")
@@ -46,16 +47,8 @@ def finished(
 
 def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows (oldest first) without failures that a later execution of the same replicate made good."""
-    kept: list[dict[str, Any]] = []
-    good: set[tuple[str, int]] = set()
-    for row in reversed(rows):
-        key = (row["trial_id"], row["replicate"])
-        if row["status"] in FINISHED:
-            good.add(key)
-        elif key in good:
-            continue
-        kept.append(row)
-    return kept[::-1]
+    counts = counting(((row["trial_id"], row["replicate"]), row["status"]) for row in rows)
+    return list(itertools.compress(rows, counts))
 
 
 def note(row: dict[str, Any], logs: Path, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.categories import CATEGORIES, FINISHED, STATUSES
+from bench.categories import CATEGORIES, STATUSES, counting
 from bench.trial import from_text
 
 TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
@@ -58,7 +58,8 @@ def trials(rows: pd.DataFrame) -> pd.DataFrame:
         more = ("device", "study", "title", "label", "steps", "baseline", "facts", "replicates")
         return pd.DataFrame(columns=[*rows.columns, *more])
     known = rows.assign(device=_devices(rows), order=rows["status"].map(STATUSES.index))
-    merged = _without_replicates(known[_settled(known)])
+    replicates = zip(known["trial_id"], known["replicate"], strict=True)
+    merged = _without_replicates(known[counting(zip(replicates, known["status"], strict=True))])
     merged["facts"] = pd.Series([_facts(row) for row in each(merged)], index=merged.index)
     merged["study"] = [_study(facts, row) for facts, row in zip(merged["facts"], each(merged), strict=True)]
     merged["title"] = _titles(merged)
@@ -76,13 +77,6 @@ def _devices(rows: pd.DataFrame) -> pd.Series[str]:
     """The device of each row; a skipped trial never saw one, and takes its sweep's."""
     of_sweep = rows.groupby(["sweep_id", "method"])["device_name"].transform("first")
     return rows["device_name"].fillna(of_sweep).fillna("no device")
-
-
-def _settled(known: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows (oldest first) count: not the failures that a later execution made good."""
-    newest_first = known["status"].isin(FINISHED)[::-1]
-    good = newest_first.groupby([known["trial_id"], known["replicate"]]).cummax()[::-1]
-    return newest_first[::-1] | ~good
 
 
 def _without_replicates(known: pd.DataFrame) -> pd.DataFrame:
