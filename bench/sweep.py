@@ -96,16 +96,16 @@ def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
 
 def _close(command: Command, cut_short: int | None) -> int:
     """Shows the sweep's table; the exit code follows from its rows."""
-    from bench import results, resume, screen
+    from bench import results, resume, sweep_screen
 
     if command.dry_run:
-        screen.show_plan()
+        sweep_screen.show_plan()
         return cut_short or 0
     logs = places.beside(command.results_dir) / "logs" / command.sweep_id
     reused = resume.reused(logs, command.results_dir)
     rows = results.records(command.results_dir, command.sweep_id)
-    screen.show(rows, reused, command, interrupted=cut_short is not None)
-    screen.show_lost()
+    sweep_screen.show(rows, reused, command, interrupted=cut_short is not None)
+    sweep_screen.show_lost()
     rows += reused
     if cut_short is not None:
         return cut_short
