@@ -63,6 +63,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     number = int(hydra.job.get("num") or 0)  # missing outside of -m
     sweep_id = job.sweep_id or "single"
     overrides = reproducing(list(hydra.overrides.task))
+    command = shlex.join(["python", "bench/run.py", *overrides])
     name = f"{sweep_id}-{number:04d}-{trial.trial_id}"
     logs = places.beside(job.results_dir) / "logs" / sweep_id
     here = _environment(trial, job)
@@ -72,14 +73,14 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         screen.planned(line, forecast.plan(trial, line.label, earlier, job.results_dir))
         return None
     if earlier:
-        resume.note(earlier, logs, name)
+        resume.note(earlier, command, logs, name)
         screen.passed_over()
         return None
     identity: dict[str, Any] = {
         "sweep_id": sweep_id,
         "replicate": job.replicate,
         "started_at": datetime.now(UTC),
-        "overrides": shlex.join(["python", "bench/run.py", *overrides]),
+        "overrides": command,
         "environment": here,
         **machine.software(),
     }

@@ -51,15 +51,15 @@ def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(itertools.compress(rows, counts))
 
 
-def note(row: dict[str, Any], logs: Path, name: str) -> None:
-    """Notes that `row` stands for the trial that would have written `name`."""
+def note(row: dict[str, Any], overrides: str, logs: Path, name: str) -> None:
+    """Notes that `row` stands for the trial that would have written `name`, and by which command."""
     logs.mkdir(parents=True, exist_ok=True)
-    words = {key: row[key] for key in _IDENTITY}
+    words = {key: row[key] for key in _IDENTITY} | {"overrides": overrides}
     (logs / f"{name}{_NOTE}").write_text(json.dumps(words) + "\n")
 
 
 def reused(logs: Path, results_dir: Path) -> list[dict[str, Any]]:
-    """The rows that stand for the trials that a sweep passed over, whole, in the sweep's order.
+    """The rows that stand for the trials that a sweep passed over, whole, in the sweep's order and words.
 
     Args:
         logs: the sweep's folder of logs.
@@ -69,7 +69,7 @@ def reused(logs: Path, results_dir: Path) -> list[dict[str, Any]]:
     rows = []
     for words in wanted:
         same = [
-            row
+            row | {"overrides": words["overrides"]}
             for row in results.of_trial(results_dir, words["trial_id"])
             if all(row[key] == words[key] for key in _IDENTITY)
         ]

@@ -30,6 +30,16 @@ def test_only_what_has_no_row_runs(here: Here, capsys: Any) -> None:
     assert here.statuses() == ["ok", "skipped", "ok"]
 
 
+def test_a_row_of_another_command_stands_in_the_words_of_this_one(here: Here, capsys: Any) -> None:
+    assert here.run(ESTIMATE) == 0
+    capsys.readouterr()
+    assert here.run(ESTIMATE, "precision=fp32,bf16") == 0
+    out = capsys.readouterr().out
+    table = out[out.index("trial ") :].splitlines()
+    assert [line.split()[0] for line in table[1:3]] == ["precision=fp32", "precision=bf16"]
+    assert "precision" not in here.rows()[0]["overrides"], "the row itself stays as it was"
+
+
 def test_replicates_are_counted_one_by_one(here: Here) -> None:
     assert here.run(ESTIMATE, "replicates=2") == 0
     assert here.run(ESTIMATE, "replicates=3") == 0
