@@ -37,7 +37,7 @@ _INFERRED = ("fp32", "bf16_pure", "int8", "nf4")
 def inference_combinations(given: Iterable[str], gpu: Gpu) -> Iterator[Words]:
     """Precisions and caches, where nothing trains; an axis that is `given` is left alone."""
     chosen = set(given)
-    narrow = "bf16" if gpu.peak_flops_per_sec["bfloat16"] else "fp16"
+    narrow = _narrow(gpu)
     axes = {
         "precision": [name.replace("bf16", narrow) for name in _INFERRED],
         "kv_cache": ["dynamic", "static"],
@@ -56,7 +56,7 @@ def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
         gpu: the card; one without bfloat16 is offered float16.
     """
     chosen = set(given)
-    narrow = "bf16" if gpu.peak_flops_per_sec["bfloat16"] else "fp16"
+    narrow = _narrow(gpu)
     weights = [
         tuple(word.replace("bf16", narrow) for word in pair if word.partition("=")[0] not in chosen)
         for pair in _WEIGHTS
@@ -78,6 +78,11 @@ def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
     ):
         if ranks == 1 or more[0].startswith("offload"):
             yield (f"precision={narrow}_pure", "lora=off", "checkpointing=on", *more)
+
+
+def _narrow(gpu: Gpu) -> str:
+    """The 16-bit floats that the card multiplies in, as levels of precision begin with them."""
+    return "bf16" if gpu.peak_flops_per_sec["bfloat16"] else "fp16"
 
 
 def reasons(trials: dict[Words, Trial]) -> list[str]:

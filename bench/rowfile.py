@@ -2,7 +2,8 @@
 
 The place is a hidden file, as large as any row, locked while its process lives. The row is written into
 it, and it is renamed when whole: readers of the folder never meet half a file. Behind a URL there is
-nothing to take: an object store's PUT is whole or not at all by itself."""
+nothing to take: an object store's PUT is whole or not at all by itself.
+"""
 
 from __future__ import annotations
 
