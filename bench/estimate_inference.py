@@ -2,7 +2,8 @@
 
 The last block decides, since the cache is fullest there. `_moments` goes through it, and what comes after
 it, in the order in which transformers' code makes tensors and lets them go; the peak is the highest moment
-of the prompt's forward and of the last decoded token's. Nothing here needs torch. Bytes throughout.
+of the prompt's forward and of the last decoded token's. torch is asked one thing, what this CPU does with
+16-bit products. Bytes throughout.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.estimate_weights import BYTES, columns, weight_bytes
+from bench.machine import int8_is_widened, onednn_multiplies
 from bench.shapes import Shape, shape_of
 from bench.trial import Trial
 
@@ -58,8 +60,9 @@ class _Forward:
 
         int8 (Dettmers 2022): the input in 16 and in 8 bits, then the input in 8 bits with a scale a row,
         the 32-bit product, and the result. On a CPU bitsandbytes rounds and scales by operations of their
-        own in float32: two tensors beside the 16-bit input, and three beside the product. No column is an
-        outlier, as in simulation. nf4 dequantises the weight, its scales of 64 elements before it.
+        own in float32: two tensors beside the 16-bit input, and three beside the product; where the CPU lacks
+        the instructions, input and weight are multiplied in float32. No column is an outlier, as in
+        simulation. nf4 dequantises the weight, its scales of 64 elements before it.
         """
         weight, made = inputs * outputs, self.wide(outputs)
         match self.trial.precision.quantization:
@@ -68,7 +71,11 @@ class _Forward:
                 rounding, scaling = (
                     (2 * _FLOAT + 2, 4 * _FLOAT) if self.target == "cpu" else (3, _FLOAT + self.each)
                 )
-                return scales + self.rows * max(rounding * inputs, inputs + scaling * outputs)
+                held = self.rows * max(rounding * inputs, inputs + scaling * outputs)
+                if self.target == "cpu" and int8_is_widened():
+                    widened = _FLOAT * (self.rows * inputs + weight + self.rows * outputs)
+                    held = max(held, self.rows * inputs + widened)
+                return scales + held
             case "nf4":
                 scales = weight // _BLOCK * _FLOAT if self.trial.precision.double_quant else 0
                 return scales + weight * self.each + made
@@ -193,9 +200,11 @@ def _feed_forward(forward: _Forward) -> Iterator[int]:
 def _head(forward: _Forward) -> int:
     """Logits of the last position alone. Of a prompt of several sequences these positions do not lie side
     by side: a batched product, for which oneDNN copies the head for each sequence on a CPU in 16 bits
-    (inside.py)."""
+    that has the instructions (inside.py)."""
     trial, model = forward.trial, forward.trial.model
     sequences = trial.micro_batch_size
     logits = sequences * model.vocab_size * BYTES[trial.precision.param_dtype]
-    apart = forward.target == "cpu" and sequences > 1 and forward.tokens > 1 and forward.each == 2
-    return logits + (sequences * model.hidden_size * model.vocab_size * forward.each if apart else 0)
+    apart = forward.target == "cpu" and sequences > 1 and forward.tokens > 1
+    if not apart or not onednn_multiplies(trial.precision.compute_dtype):
+        return logits
+    return logits + sequences * model.hidden_size * model.vocab_size * forward.each

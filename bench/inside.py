@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench import as_cuda
+from bench import as_cuda, machine
 from bench.operands import tensors_in
 
 _ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
@@ -112,11 +112,9 @@ _ONEDNN_LEAST = 16 * 16 * 16  # multiplications from which torch hands a product
 
 def _rearranged_bytes(first: torch.Tensor, second: torch.Tensor) -> int:
     """What a batched product on a CPU copies before it multiplies [b, m, k] by [b, k, n]."""
-    supported = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }.get(first.dtype)
-    if supported is None or not supported() or first.numel() * second.shape[2] <= _ONEDNN_LEAST:
+    if first.numel() * second.shape[2] <= _ONEDNN_LEAST:
+        return 0
+    if not machine.onednn_multiplies(str(first.dtype).removeprefix("torch.")):
         return 0
     return sum(t.numel() * t.itemsize for t in (first, second) if not _as_onednn_takes_it(t))
 

@@ -138,6 +138,26 @@ def host_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def onednn_multiplies(dtype: str) -> bool:
+    """Whether torch hands products of a 16-bit type, bfloat16 or float16, to oneDNN on this CPU: not where
+    it lacks the instructions (use_mkldnn_matmul in ATen/native/mkldnn/Matmul.cpp)."""
+    import torch
+
+    supported = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in supported and bool(supported[dtype]())
+
+
+def int8_is_widened() -> bool:
+    """Whether bitsandbytes multiplies int8 on this CPU in float32: where it lacks AVX-512
+    (bitsandbytes/backends/cpu/ops.py)."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
 def hardware(device: Any) -> dict[str, Any]:
     """Name, memory and driver of a torch.device."""
     if device.type == "cpu":
