@@ -60,8 +60,8 @@ class _Forward:
 
         int8 (Dettmers 2022): the input in 16 and in 8 bits, then the input in 8 bits with a scale a row,
         the 32-bit product, and the result. On a CPU bitsandbytes rounds and scales by operations of their
-        own in float32: two tensors beside the 16-bit input, and three beside the product; where the CPU lacks
-        the instructions, input and weight are multiplied in float32. No column is an outlier, as in
+        own in float32: two tensors beside the 16-bit input, and three beside the product; on a CPU that
+        lacks the instructions input and weight are multiplied in float32. No column is an outlier, as in
         simulation. nf4 dequantises the weight, its scales of 64 elements before it.
         """
         weight, made = inputs * outputs, self.wide(outputs)

@@ -9,7 +9,7 @@ import torch
 
 from bench import gpus, roofline, simulate
 from bench.config import CONF
-from tests.conftest import make_trial
+from tests.conftest import make_trial, some
 
 
 def work(func: object, *tensors: torch.Tensor) -> roofline.Work:
@@ -33,7 +33,9 @@ def test_an_operation_over_a_list_is_work_for_each_tensor() -> None:
     assert roofline.work_of(func, (tensors,), {}, func(tensors)) == Counter({("float32", 0, 16): 4})
 
 
-@pytest.mark.parametrize("overrides", ["", "precision=bf16 checkpointing=on", "optimizer=adamw_foreach"])
+@pytest.mark.parametrize(
+    "overrides", some(["precision=bf16 checkpointing=on", "", "optimizer=adamw_foreach"], every=3)
+)
 def test_work_adds_up_over_blocks(overrides: str) -> None:
     found = []
     for whole in ("false", "true"):

@@ -15,7 +15,7 @@ import pytest
 
 from bench import schema
 from bench.schema import SCHEMA
-from tests.conftest import ALONE, BRIEF, ROOT, Command, door, run_into
+from tests.conftest import ALONE, BRIEF, ROOT, SHORT, Command, door, run_into
 
 Run = Callable[..., Command]
 
@@ -32,7 +32,8 @@ def readmes_sweep(tmp_path_factory: pytest.TempPathFactory) -> Command:
 @pytest.fixture(scope="module")
 def starved(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """A single trial, twice, that runs out of memory."""
-    return run_into(tmp_path_factory.mktemp("starved"), "memory_limit_bytes=8000000", "replicates=2")
+    words = ("memory_limit_bytes=8000000", "replicates=2", "seq_len=128")
+    return run_into(tmp_path_factory.mktemp("starved"), *words)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def two_at_once(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("two_at_once")
     command = [sys.executable, str(ROOT / "bench" / "run.py"), "-m", *BRIEF, ALONE]
     both = [
-        subprocess.Popen([*command, *words, f"results_dir={folder}"], stdout=subprocess.DEVNULL)
+        subprocess.Popen([*command, *words, SHORT, f"results_dir={folder}"], stdout=subprocess.DEVNULL)
         for words in (("seed=1,2", "replicates=2"), ("seed=4,5,6",))
     ]
     assert [process.wait(timeout=300) for process in both] == [0, 0]

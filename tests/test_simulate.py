@@ -45,13 +45,13 @@ def simulated(*overrides: str, target: str = "cpu") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("overrides", "target"),
     [
-        *((overrides, "cpu") for overrides in DEEP[::3]),
+        *((overrides, "cpu") for overrides in DEEP[::4]),
         *((overrides, "cuda") for overrides in DEEP[1::6]),
         *(pytest.param(overrides, "cuda", marks=pytest.mark.slow) for overrides in DEEP[4::6]),
         *(
             pytest.param(overrides, "cpu", marks=pytest.mark.slow)
             for overrides in DEEP
-            if overrides not in DEEP[::3]
+            if overrides not in DEEP[::4]
         ),
     ],
 )

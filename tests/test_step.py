@@ -9,14 +9,14 @@ from bench.build import build
 from bench.models import blocks_of
 from bench.step import step
 from bench.weights import canonical_name
-from tests.conftest import make_trial
+from tests.conftest import SHORT, make_trial
 
 CPU = torch.device("cpu")
 STEPS = 4
 
 
 def losses(*overrides: str) -> list[float]:
-    run = build(make_trial(*overrides), CPU)
+    run = build(make_trial(SHORT, *overrides), CPU)
     return [step(run).item() for _ in range(STEPS)]
 
 
@@ -63,7 +63,7 @@ def test_quantised_bases_stay_near_the_unquantised_ones_under_lora(precision: st
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp16_pure", "bf16_pure", "int8"])
 def test_it_learns(precision: str) -> None:
-    run = build(make_trial(f"precision={precision}"), CPU)
+    run = build(make_trial(SHORT, f"precision={precision}"), CPU)
     history = [step(run).item() for _ in range(12)]
     assert history[-1] < 0.9 * history[0]
 

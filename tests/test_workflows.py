@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 WORKFLOWS = ROOT / ".github" / "workflows"
 NIGHTLY = WORKFLOWS / "nightly-gpu.yml"
 SWEEP = (
-    "replicates=2 device=cpu threads=1 precision=fp32,bf16 "
+    "replicates=2 device=cpu threads=1 seq_len=32 precision=fp32,bf16 "
     "timing.warmup_steps=2 timing.min_steps=3 timing.max_steps=3"
 )
 Step = dict[str, Any]
