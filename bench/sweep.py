@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from hydra._internal.utils import get_args_parser
+from hydra.plugins.sweeper import Sweeper
 
 from bench import places, rowfile
 from bench.commands import Command, check
@@ -81,6 +82,8 @@ def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
     from bench import job, screen, signals
 
     signals.arrange(door=True, patient=command.launcher in _HERE)
+    # Hydra would compose every combination before the first may start, as `check` has just done
+    Sweeper.validate_batch_is_legal = lambda _self, _batch: None  # type: ignore[method-assign]
     try:
         with screen.progress(command.size):
             hydra_main()
