@@ -26,11 +26,22 @@ def main(arguments: list[str]) -> int:
     except WordError as error:
         print(f"bench/compact.py: {error}", file=sys.stderr)
         return 2
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
     from bench import dataset, reading
     from bench.units import count
 
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     try:
-        done = dataset.merge(words["results_dir"], words["older_than_days"])
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+            task = live.add_task("merging files", total=None)
+            done = dataset.merge(
+                words["results_dir"],
+                words["older_than_days"],
+                lambda read, of: live.update(task, completed=read, total=of),
+            )
     except (OSError, dataset.BusyError) as error:
         print(f"bench/compact.py: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,12 +79,17 @@ class _Batch:
     table: pa.Table
 
 
-def merge(results_dir: Path, older_than_days: float = 0.0) -> Merge:
+def merge(
+    results_dir: Path,
+    older_than_days: float = 0.0,
+    on_progress: Callable[[int, int], None] = lambda _read, _of: None,
+) -> Merge:
     """Merges the files of trials under `results_dir/trials`; trials may run and write meanwhile.
 
     Args:
         results_dir: the folder that holds `trials`.
         older_than_days: files that were written later are left alone.
+        on_progress: told how many files have been read, and of how many.
 
     Raises:
         BusyError: another merge is at work.
@@ -97,7 +102,7 @@ def merge(results_dir: Path, older_than_days: float = 0.0) -> Merge:
         until = time.time() - older_than_days * _DAY_SECONDS if older_than_days else math.inf
         waiting: dict[str, list[_Batch]] = {}
         rows: Counter[str] = Counter()
-        for place, batch in _batches(layout.single_files(folder), until, done):
+        for place, batch in _batches(layout.single_files(folder), until, done, on_progress):
             waiting.setdefault(place, []).append(batch)
             rows[place] += len(batch.table)
             if rows.total() >= _HELD or rows[place] >= _PART:
@@ -148,7 +153,9 @@ def _whole(part: Path) -> pa.Table | None:
         return None
 
 
-def _batches(paths: list[Path], until: float, done: Merge) -> Iterator[tuple[str, _Batch]]:
+def _batches(
+    paths: list[Path], until: float, done: Merge, on_progress: Callable[[int, int], None]
+) -> Iterator[tuple[str, _Batch]]:
     """Files in the order of their names, by place, a few at a time; those that must stay are noted."""
     paths = sorted(path for path in paths if _written(path) <= until)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -162,6 +169,7 @@ def _batches(paths: list[Path], until: float, done: Merge) -> Iterator[tuple[str
                     places.setdefault(_place(source.table), []).append(source)
             for place, sources in places.items():
                 yield place, _batch(sources)
+            on_progress(start + len(some), len(paths))
 
 
 def _batch(sources: list[_Source]) -> _Batch:
