@@ -16,7 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from bench import schema
 from bench.schema import SCHEMA
-from tests.conftest import ALONE, BRIEF, ROOT, SHORT, Command, door, run_into
+from tests.conftest import BRIEF, ROOT, SHORT, Command, door, run_into
 from tests.sweeps import Here
 
 Run = Callable[..., Command]
@@ -52,16 +52,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 
 @pytest.fixture(scope="module")
-def two_at_once(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """Rows of two sweeps that ran at the same time into one folder; the first one's trials twice each."""
-    folder = tmp_path_factory.mktemp("two_at_once")
-    command = [sys.executable, str(ROOT / "bench" / "run.py"), "-m", *BRIEF, ALONE]
-    both = [
-        subprocess.Popen([*command, *words, SHORT, f"results_dir={folder}"], stdout=subprocess.DEVNULL)
-        for words in (("seed=1,2", "replicates=2"), ("seed=4,5,6",))
-    ]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
-    return pd.read_parquet(folder / "trials").sort_values("started_at", ignore_index=True)
+def worst(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Trials that diverge and that are skipped, among others."""
+    words = ("-m", "optimizer=sgd", "optimizer.lr=1e30,0.01", "precision=fp32,nf4")
+    return run_into(tmp_path_factory.mktemp("worst"), *words)
 
 
 def test_the_readmes_sweep(readmes_sweep: Command) -> None:
@@ -130,8 +124,8 @@ def test_sharded_fine_tuning(bench_run: Run) -> None:
         assert json.loads(row["evidence"])["sharded_blocks"] == 2
 
 
-def test_a_sweep_survives_its_worst_trials(bench_run: Run) -> None:
-    sweep = bench_run("-m", "optimizer=sgd", "optimizer.lr=1e30,0.01", "precision=fp32,nf4")
+def test_a_sweep_survives_its_worst_trials(worst: Command) -> None:
+    sweep = worst
     assert sweep.code == 1
     assert list(sweep.rows["status"]) == ["error", "skipped", "ok", "skipped"]
     assert "NonFiniteLoss" in sweep.rows["reason"][0]
@@ -148,11 +142,10 @@ def test_out_of_memory_is_a_result(starved: Command) -> None:
     assert row["peak_host_rss_bytes"] > 0
 
 
-def test_a_timeout_fails_the_command(bench_run: Run) -> None:
+def test_a_timeout_fails_the_command(here: Here) -> None:
     long = ("timing.max_steps=100000", "timing.budget_seconds=999.0", "timing.relative_ci=1e-9")
-    trial = bench_run("timeout_seconds=1", *long, brief=False)
-    assert trial.code == 1
-    assert trial.rows["status"][0] == "timeout"
+    assert here.run("timeout_seconds=1", *long) == 1
+    assert here.statuses() == ["timeout"]
 
 
 @pytest.mark.parametrize(
@@ -183,12 +176,12 @@ def test_a_torn_file_in_the_folder_does_no_harm(elsewhere: Command) -> None:
     assert elsewhere.err == ""
 
 
-def test_replicates_are_fresh_interleaved_and_told_apart(two_at_once: pd.DataFrame) -> None:
-    (sweep_id,) = two_at_once["sweep_id"][two_at_once["seed"] == 1].unique()
-    rows = two_at_once[two_at_once["sweep_id"] == sweep_id].reset_index(drop=True)
-    assert list(zip(rows["seed"], rows["replicate"], strict=True)) == [(1, 0), (2, 0), (1, 1), (2, 1)]
-    assert rows["trial_id"].nunique() == 2
-    assert list(rows["losses"][0]) == list(rows["losses"][2]), "the same trial, the same mathematics"
+def test_replicates_are_fresh_interleaved_and_told_apart(here: Here) -> None:
+    assert here.run("seed=1,2", "replicates=2", SHORT) == 0
+    rows = here.rows()
+    assert [(row["seed"], row["replicate"]) for row in rows] == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    assert len({row["trial_id"] for row in rows}) == 2
+    assert rows[0]["losses"] == rows[2]["losses"], "the same trial, the same mathematics"
 
 
 def test_replicates_of_a_single_trial(starved: Command) -> None:
@@ -217,13 +210,6 @@ def test_rows_go_to_results_dir_whatever_the_current_directory(elsewhere: Comman
         "all cores, where nothing else is said"
     )
     assert [path.name for path in elsewhere.results_dir.parent.iterdir()] == ["mine"]
-
-
-def test_two_sweeps_at_once_into_one_folder(two_at_once: pd.DataFrame) -> None:
-    rows = two_at_once
-    assert sorted(rows["seed"]) == [1, 1, 2, 2, 4, 5, 6]
-    assert set(rows["status"]) == {"ok"}
-    assert rows["sweep_id"].nunique() == 2
 
 
 def test_the_door_starts_without_torch() -> None:
@@ -264,10 +250,11 @@ def test_help_lists_axes_levels_and_keys() -> None:
     assert "micro_batch_size: 4" in done.stdout
 
 
-def test_plain_lines_and_one_table(bench_run: Run) -> None:
-    out = bench_run("-m", "precision=fp32,nf4").out
-    assert "1/2  ok" in out
-    assert "2/2  skipped" in out
+def test_plain_lines_and_one_table(worst: Command) -> None:
+    out = worst.out
+    assert "1/4  error" in out
+    assert "2/4  skipped" in out
+    assert "3/4  ok" in out
     table = out[out.index("trial ") :]
     assert "precision=fp32" in table
     assert "first" in table
