@@ -83,7 +83,7 @@ def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
 
     signals.arrange(door=True, patient=command.launcher in _HERE)
     # Hydra would compose every combination before the first may start, as `check` has just done
-    Sweeper.validate_batch_is_legal = lambda _self, _batch: None  # type: ignore[method-assign]
+    Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
         with screen.progress(command.size):
             hydra_main()
