@@ -117,7 +117,7 @@ def test_rows_of_inference(bench_run: Callable[..., Command]) -> None:
     rows = sweep.rows.set_index(["workload", "precision"])
     assert set(rows["status"]) == {"ok"}
     for (workload, _), row in rows.iterrows():  # type: ignore[misc]
-        tokens = 4 * 128 if workload == "prefill" else 4
+        tokens = 4 * 32 if workload == "prefill" else 4
         assert row["tokens_per_step"] == tokens
         assert row["tokens_per_sec_per_device"] == pytest.approx(tokens / row["step_seconds_median"])
         assert row["step_seconds_p95"] >= row["step_seconds_median"]
@@ -125,7 +125,7 @@ def test_rows_of_inference(bench_run: Callable[..., Command]) -> None:
         assert row["trainable_param_count"] == 0
         assert len(row["losses"]) == 0
         # 2 of layers, keys and values, 4 heads of 32, two bytes each
-        kept = 128 if workload == "prefill" else 128 + 5
+        kept = 32 if workload == "prefill" else 32 + 5
         assert f'"cache_bytes": {2 * 2 * 4 * 32 * 2 * 4 * kept}' in row["evidence"]
     decoded = rows.loc[("decode", "bf16_pure")]
     assert decoded["peak_allocated_bytes"] == decoded["tracked_peak_bytes"]
