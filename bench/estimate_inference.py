@@ -2,8 +2,8 @@
 
 The last block decides, since the cache is fullest there. `_moments` goes through it, and what comes after
 it, in the order in which transformers' code makes tensors and lets them go; the peak is the highest moment
-of the prompt's forward and of the last decoded token's. torch is asked one thing, what this CPU does with
-16-bit products. Bytes throughout.
+of the prompt's forward and of the last decoded token's. torch is asked one thing, how this CPU
+multiplies 16-bit floats and int8. Bytes throughout.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
     from bench import job, screen, signals
 
     signals.arrange(door=True, patient=command.launcher in _HERE)
-    # Hydra would compose every combination before the first may start, as `check` has just done
+    # Hydra would compose every combination before the first may start; `check` has just passed them all
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
         with screen.progress(command.size):

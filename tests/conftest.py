@@ -95,9 +95,9 @@ SHORT = "seq_len=32"  # products of 16-bit floats and of int8 are slow on CPUs w
 ALONE = "threads=1"  # what else runs on the machine slows two threads that wait for each other down tenfold
 
 
-def run_into(results_dir: Path, *arguments: str, brief: bool = True) -> Command:
+def run_into(results_dir: Path, *arguments: str) -> Command:
     """Runs the door for real: briefly, short sequences, one thread, where `arguments` say nothing else."""
-    added = (*(BRIEF if brief else ()), ALONE, SHORT)
+    added = (*BRIEF, ALONE, SHORT)
     given = {word.partition("=")[0] for word in arguments}
     words = [word for word in added if word.partition("=")[0] not in given]
     return Command(door(*arguments, *words, f"results_dir={results_dir}"), results_dir)

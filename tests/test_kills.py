@@ -52,16 +52,15 @@ def test_each_trial_ends_with_one_row(tmp_path: Path) -> None:
             door.communicate(timeout=chance.uniform(0, LATEST_SECONDS))
             assert door.returncode == 0
             sweeps += 1  # it was faster than the murderer
-            continue
         except subprocess.TimeoutExpired:
             family = psutil.Process(door.pid).children(recursive=True)
             os.kill(door.pid, signal.SIGKILL)
             door.communicate()
             killed += 1
-        orphans += len(psutil.wait_procs(family, timeout=20)[1])
-        files = list((tmp_path / "trials").glob("*.parquet"))
-        torn += len(files) - len(results.records_of(files))
-        print(f"{killed} kills, {len(files)} rows", flush=True)
+            orphans += len(psutil.wait_procs(family, timeout=20)[1])
+            files = list((tmp_path / "trials").glob("*.parquet"))
+            torn += len(files) - len(results.records_of(files))
+            print(f"{killed} kills, {len(files)} rows", flush=True)
     for number in range(sweeps + 1):
         done = subprocess.run(sweep_of(number, tmp_path), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -130,10 +130,10 @@ def test_the_seed_s_first_claim_float32_training_does_not_fit_24_gb() -> None:
 
 def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:
     words = ("workload=decode", "workload.decode_tokens=8", "model=llama-160m", "gpu=t4", "seq_len=512")
-    done = door(*words, "precision=int8", "kv_cache=static", script="plan.py")
+    done = door(*words, "precision=fp16_pure,int8", "kv_cache=static", script="plan.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "at 519 tokens" in done.stdout
-    assert "precision=int8" in done.stdout
+    assert "precision=int8" in done.stdout and "precision=fp16_pure" in done.stdout
     assert "offload=params and disk are left out" in done.stdout
 
 

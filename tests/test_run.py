@@ -16,7 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from bench import schema
 from bench.schema import SCHEMA
-from tests.conftest import BRIEF, ROOT, SHORT, Command, door, run_into
+from tests.conftest import ALONE, BRIEF, ROOT, SHORT, Command, door, run_into
 from tests.sweeps import Here
 
 Run = Callable[..., Command]
@@ -210,6 +210,19 @@ def test_rows_go_to_results_dir_whatever_the_current_directory(elsewhere: Comman
         "all cores, where nothing else is said"
     )
     assert [path.name for path in elsewhere.results_dir.parent.iterdir()] == ["mine"]
+
+
+def test_two_sweeps_at_once_into_one_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench" / "run.py"), "-m", *BRIEF, ALONE, SHORT]
+    both = [
+        subprocess.Popen([*command, *words, f"results_dir={tmp_path}"], stdout=subprocess.DEVNULL)
+        for words in (("seed=1,2", "replicates=2"), ("seed=4,5,6",))
+    ]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    rows = pd.read_parquet(tmp_path / "trials")
+    assert sorted(rows["seed"]) == [1, 1, 2, 2, 4, 5, 6]
+    assert set(rows["status"]) == {"ok"}
+    assert rows["sweep_id"].nunique() == 2
 
 
 def test_the_door_starts_without_torch() -> None:
