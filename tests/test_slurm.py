@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ALONE, ROOT, run_into
+from tests.conftest import ALONE, BRIEF, ROOT, SHORT, run_into
 from tests.doors import Door, alive, none_left, until
 
 SLURM = "submitit_slurm"
@@ -176,7 +176,7 @@ def test_what_slurm_refuses_is_said_in_its_words(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("two_nodes")
 def test_the_ranks_of_a_trial_are_spread_over_the_nodes_of_its_job(tmp_path: Path) -> None:
     """Against the same trials with both ranks on one node: the same mathematics, the same bytes."""
-    words = ("-m", "fsdp=full_shard,no_shard", "timing.min_steps=3", "timing.max_steps=3")
+    words = ("-m", "fsdp=full_shard,no_shard", *BRIEF, SHORT)
     here = run_into(tmp_path / "here", *words)
     assert here.code == 0
     # Both nodes are this machine, whose cores can be leased once.
