@@ -1,13 +1,16 @@
 """How a step on CUDA differs from one on a CPU, for simulating the first where there is only the second.
 
 Fake tensors on a CUDA device need a CUDA build and a driver, so a step meant for CUDA is simulated over
-fake CPU tensors, and takes CUDA's path where the two part. None of it has been graded on a GPU yet.
+fake CPU tensors, and takes CUDA's path where the two part. Graded on an H100 (results/reference/).
 
   optimizers     torch's default is the foreach implementation on CUDA, the loop on a CPU
                  (_get_foreach_kernels_supported_devices)
-  autocast       CUDA's list of operations in float32 is longer (torch.amp's operator reference): layer_norm
-                 and pow widen the activations of OPT and GPT-2
-  int8           bitsandbytes multiplies in int8 (MatMul8bitLt), on a CPU it dequantises (MatMul8bitFp)
+  autocast       CUDA's list of operations in float32 is another one (torch.amp's operator reference):
+                 layer_norm and pow widen the activations of OPT and GPT-2, a sum and a softmax only what
+                 nobody gave a dtype, and cross_entropy_loss nothing by itself (autocast_mode.h)
+  is it on       torch.is_autocast_enabled() without a device asks about CUDA: peft's adapters do
+  int8           bitsandbytes multiplies in int8 (MatMul8bitLt), on a CPU it dequantises (MatMul8bitFp); its
+                 CUDA kernels are Python in part (bitsandbytes/backends/cuda/ops.py)
   paged state    unified memory, which torch's allocator does not count (memory.py)
   attention      flash attention's backward accumulates dq in float32 (mha_bwd in flash_api.cpp)
 """
@@ -39,11 +42,10 @@ _IN_FLOAT32 = (
     "exp",
     "log",
     "softplus",
-    "softmax.int",
-    "log_softmax.int",
-    "sum.dim_IntList",
-    "cumsum",
+    "nll_loss",
 )
+_TO_FLOAT32 = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList", "cumsum")  # if no dtype is given
+_AS_ITS_PARTS = ("cross_entropy_loss",)  # of a CPU's list alone
 _COMPOSED = ("int8_mixed_scaled_mm", "int8_scaled_mm", "gemm_4bit")  # of other operations, on CUDA too
 _FLASH_BACKWARD = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
 
@@ -53,31 +55,97 @@ def composed(func: Any) -> bool:
     return func.name().removeprefix("bitsandbytes::").split(".")[0] in _COMPOSED
 
 
+def _nothing(_args: Any) -> int:
+    return 0
+
+
+def _by_rows(args: Any) -> int:
+    """Where outliers are looked for: absolute values in float16, and whether each is one."""
+    elements: int = args[0].numel()
+    return 3 * elements if _looks_for_outliers(args) else 0
+
+
+def _by_rows_and_columns(args: Any) -> int:
+    """The quotient by the columns' scales in float32, and rounded; with outliers, where they are and a copy
+    without them. The columns' int8, which is among the results, comes after that."""
+    elements: int = args[0].numel()
+    return (10 if _looks_for_outliers(args) else 7) * elements
+
+
+def _looks_for_outliers(args: Any) -> bool:
+    return len(args) > 1 and bool(args[1] > 0)
+
+
+def _dequantised(args: Any) -> int:
+    """The kernel writes float16; another dtype is a copy of that."""
+    other = len(args) > 3 and args[3] not in (None, torch.float16)
+    return int(2 * args[0].numel()) if other else 0
+
+
+_INT8_BETWEEN: dict[str, Callable[[Any], int]] = {
+    "int8_vectorwise_quant": _by_rows,
+    "int8_double_quant": _by_rows_and_columns,
+    "int8_mm_dequant": _dequantised,
+}
+
+
 def passing_bytes(func: Any, args: Any) -> int:
     """Bytes that live on the device only while the operation runs.
 
     Flash attention's backward: dq in float32 and the softmax statistics, sequence rounded up to 128 and
-    head dimension to 32; it runs in 16 bits only.
+    head dimension to 32; it runs in 16 bits only. And what is between the lines of bitsandbytes' kernels.
     """
-    if func.name() != _FLASH_BACKWARD or args[1].dtype not in _NARROW:
+    name = func.name()
+    if name.startswith("bitsandbytes::"):
+        return _INT8_BETWEEN.get(name.removeprefix("bitsandbytes::"), _nothing)(args)
+    if name != _FLASH_BACKWARD or args[1].dtype not in _NARROW:
         return 0
     batch, heads, seq, head_dim = args[1].shape
-    rows = batch * heads * (-(-seq // 128) * 128)
+    rows: int = batch * heads * (-(-seq // 128) * 128)
     return int(rows * (-(-head_dim // 32) * 32) * 4 + rows * 4)
+
+
+def _operation(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+def _below_autocast(name: str) -> Callable[..., Any]:
+    """The operation by its name, on what it is given."""
+    op = _operation(name)
+    autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(autocast):
+            return op(*args, **kwargs)
+
+    return run
+
+
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in _NARROW
 
 
 def _widened(name: str) -> Callable[..., Any]:
     """The operation on operands widened to float32, as CUDA's autocast runs it."""
-    packet, _, overload = name.partition(".")
-    op = getattr(getattr(torch.ops.aten, packet), overload or "default")
-    autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+    op = _below_autocast(name)
 
     def widen(value: Any) -> Any:
-        return value.float() if isinstance(value, torch.Tensor) and value.dtype in _NARROW else value
+        return value.float() if _is_narrow(value) else value
+
+    return lambda *args, **kwargs: op(*tree_map(widen, args), **tree_map(widen, kwargs))
+
+
+def _into_float32(name: str) -> Callable[..., Any]:
+    """The operation with a float32 result unless a dtype was asked for, as CUDA's autocast runs it."""
+    op = _below_autocast(name)
+    place = [argument.name for argument in _operation(name)._schema.arguments].index("dtype")
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(autocast):
-            return op(*tree_map(widen, args), **tree_map(widen, kwargs))
+        asked = args[place] if len(args) > place else kwargs.get("dtype")
+        if asked is None and _is_narrow(args[0]):
+            return op(*args[:place], **kwargs | {"dtype": torch.float32})
+        return op(*args, **kwargs)
 
     return run
 
@@ -89,10 +157,21 @@ def _autocast_list() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in _IN_FLOAT32:
             library.impl(name, _widened(name), "AutocastCPU")
+        for name in _TO_FLOAT32:
+            library.impl(name, _into_float32(name), "AutocastCPU")
+        for name in _AS_ITS_PARTS:
+            library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU")
     try:
         yield
     finally:
         library._destroy()
+
+
+_ask_autocast = torch.is_autocast_enabled
+
+
+def _is_autocast_enabled(device_type: str = "cpu") -> bool:
+    return _ask_autocast(device_type)
 
 
 @contextmanager
@@ -110,5 +189,6 @@ def as_cuda(trial: Trial) -> Iterator[None]:
             )
             enter(mock.patch.object(torch_optimizer, "_foreach_supported_types", types))
         enter(mock.patch.object(bnb_autograd, "MatMul8bitFp", bnb_autograd.MatMul8bitLt))
+        enter(mock.patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
         enter(_autocast_list())
         yield

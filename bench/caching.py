@@ -5,14 +5,15 @@ segment is taken from the driver and never returned. A block is split if enough 
 with its free neighbours when it is released. Source: c10/cuda/CUDACachingAllocator.cpp with its default
 settings (no expandable segments); the constants carry its names.
 
-Not modelled: other streams' pools, and what fragments the memory before a steady step.
+A block that is larger than what was asked for and not worth splitting counts whole, in torch's own
+`memory_allocated` too. Not modelled: other streams' pools, and what building a model leaves behind.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.timeline import Storage
 
@@ -27,6 +28,17 @@ _ROUND_LARGE_BYTES = 2 * 2**20  # kRoundLarge
 def rounded(size: int, to: int = MIN_BLOCK_BYTES) -> int:
     """`size` bytes rounded up to a multiple of `to`."""
     return -(-size // to) * to
+
+
+def block_bytes(size: int) -> int:
+    """What a tensor of `size` bytes takes where it can be told from its size alone.
+
+    A large one has a segment made to measure, and all of it if what is left is not worth splitting. What
+    a smaller one takes of the 20 MiB that it shares depends on its neighbours: `Replay` tells.
+    """
+    asked = rounded(max(size, 1)) if size else 0
+    segment = rounded(asked, _ROUND_LARGE_BYTES)
+    return segment if asked >= _MIN_LARGE_BYTES and segment - asked <= _SMALL_BYTES else asked
 
 
 @dataclass(eq=False)
@@ -44,10 +56,13 @@ class _Block:
 
 
 class CachingAllocator:
-    """Serves requests and counts what it took from the driver, `reserved_bytes`."""
+    """Serves requests; counts what it took from the driver, `reserved_bytes`, and what it handed out, in
+    whole blocks: `allocated_bytes`, and `peak_bytes` at most."""
 
     def __init__(self) -> None:
         self.reserved_bytes = 0
+        self.allocated_bytes = 0
+        self.peak_bytes = 0
         self._free: dict[bool, list[_Block]] = {True: [], False: []}
 
     def allocate(self, size: int) -> _Block:
@@ -65,10 +80,13 @@ class CachingAllocator:
                 block.after.before = rest
             block.size, block.after = size, rest
             self._put_back(rest)
+        self.allocated_bytes += block.size
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
         return block
 
     def release(self, block: _Block) -> None:
         """Gives a block back, joined with the free ones beside it."""
+        self.allocated_bytes -= block.size
         for beside in (block.before, block.after):
             if beside is None or not beside.free:
                 continue
@@ -97,20 +115,19 @@ class CachingAllocator:
         return _Block(taken, address, small)
 
 
-def reserved_bytes(initial: Iterable[tuple[Storage, int]], changes: list[tuple[Storage, int]]) -> int:
-    """What the allocator holds after a step that begins with `initial` and goes through `changes`.
+@dataclass
+class Replay:
+    """An allocator that goes through what storages did, one stretch after the other."""
 
-    Args:
-        initial: storages that are there when the step begins, with their sizes in bytes.
-        changes: by how many bytes storages grow and shrink; a storage appears and goes as a whole.
-    """
-    allocator = CachingAllocator()
-    blocks: dict[Storage, _Block] = {}
-    for storage, change in (*initial, *changes):
-        if storage.on_host or not change:
-            continue
-        if change > 0:
-            blocks[storage] = allocator.allocate(change)
-        elif storage in blocks:
-            allocator.release(blocks.pop(storage))
-    return allocator.reserved_bytes
+    allocator: CachingAllocator = field(default_factory=CachingAllocator)
+    _blocks: dict[Storage, _Block] = field(default_factory=dict)
+
+    def through(self, changes: Iterable[tuple[Storage, int]]) -> None:
+        """Goes on with `changes`: by how many bytes storages grow and shrink, each as a whole."""
+        for storage, change in changes:
+            if storage.on_host or not change:
+                continue
+            if change > 0:
+                self._blocks[storage] = self.allocator.allocate(storage.asked or change)
+            elif storage in self._blocks:
+                self.allocator.release(self._blocks.pop(storage))

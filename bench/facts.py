@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,13 +71,24 @@ def watched_step(run: Run, times: int = 1) -> tuple[dict[str, Any], Tracker]:
     Raises:
         NotInForce: a technique that the trial asked for did not happen.
     """
+    seen: list[Tracker] = []
+    evidence = proven(run, lambda: seen.append(_tracked(run)))
+    seen += [_tracked(run) for _ in range(times - 1)]
+    return evidence, min(seen, key=lambda tracker: tracker.attribution().peak)
+
+
+def proven(run: Run, step: Callable[[], object]) -> dict[str, Any]:
+    """What shows that each technique was in force while `step` stepped.
+
+    Raises:
+        NotInForce: one that the trial asked for did not happen.
+    """
     watchers = [technique.watch(run) for technique in TECHNIQUES]
-    seen = [_tracked(run)]
+    step()
     evidence: dict[str, Any] = {}
     for watcher in watchers:
         evidence |= watcher()
-    seen += [_tracked(run) for _ in range(times - 1)]
-    return evidence, min(seen, key=lambda tracker: tracker.attribution().peak)
+    return evidence
 
 
 def _tracked(run: Run) -> Tracker:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import isolate, machine, results, units
+from bench import gpus, isolate, machine, results, units
 from bench.trial import Trial
 
 
@@ -56,8 +56,17 @@ def of(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
     """
     imagined = replace(trial, method="simulate")
     outcome = isolate.run(imagined, log=log, timeout_seconds=timeout_seconds)
-    peak = outcome.ranks[0]["peak_allocated_bytes"] if outcome.status == "ok" else None
+    peak = None
+    if outcome.status == "ok":
+        peak = outcome.ranks[0]["peak_allocated_bytes"] + gpus.workspaces_bytes(_device_name(trial), trial)
     return Forecast(outcome.status, outcome.reason, peak, capacity_bytes(trial), outcome.wall_seconds)
+
+
+def _device_name(trial: Trial) -> str:
+    """The GPU that the trial would use here; nothing where it would use another device."""
+    kind, _, index = trial.device.partition(":")
+    names = machine.gpu_names() if kind in ("auto", "cuda") else []
+    return next(iter(names[int(index or 0) :]), "")
 
 
 def capacity_bytes(trial: Trial) -> int:

@@ -1,10 +1,13 @@
 """The catalogue of GPUs in conf/gpu/: memory, bandwidth, dense peaks, and what hardware adds to tensors.
 
 What it adds is reported apart from tensor bytes and never folded into them. None of it is fitted:
-  context_bytes    CUDA context with all of torch's kernels loaded: 666,632,192 bytes, of which lazy loading
-                   saves half at first (pytorch pull request 86509). A bound, not a measurement of yours.
+  context_bytes    CUDA context and the kernels that a step loads: 794,820,608 bytes in every row of an H100
+                   without int8, torch 2.11 on CUDA 13 (results/reference/nvidia-h100-80gb-hbm3); 64 MiB
+                   more with bitsandbytes' int8, which has a cuBLASLt handle of its own. Another driver's
+                   is another.
   workspace_bytes  cuBLAS: 8,519,680 bytes a handle and stream (torch allocates it, CublasHandlePool.cpp),
-                   32 MiB from Hopper on (cuBLAS reference, cublasSetWorkspace); a handle for each thread
+                   32 MiB from Hopper on (cuBLAS reference, cublasSetWorkspace); a handle for each thread,
+                   and a backward has a thread of its own. It is in torch's memory_allocated.
   nccl_bytes       one 4 MiB buffer (NCCL_BUFFSIZE) each way for each of up to 32 channels (NCCL reference)
 """
 
@@ -16,8 +19,10 @@ from functools import cache
 from omegaconf import OmegaConf
 
 from bench.machine import ROOT
+from bench.trial import Trial
 
-CONTEXT_BYTES = 666_632_192
+CONTEXT_BYTES = 794_820_608
+INT8_CONTEXT_BYTES = 64 * 2**20
 NCCL_BYTES = 2 * 32 * 4 * 2**20
 
 
@@ -32,10 +37,19 @@ class Gpu:
     peak_flops_per_sec: dict[str, float | None]
     workspace_bytes: int
 
-    def hardware_bytes(self, ranks: int) -> dict[str, int]:
+    def hardware_bytes(self, trial: Trial) -> dict[str, int]:
         """What is not tensors, by what it is: context, workspaces, and NCCL's buffers between ranks."""
-        found = {"context": CONTEXT_BYTES, "workspace": self.workspace_bytes}
-        return found | ({"nccl": NCCL_BYTES} if ranks > 1 else {})
+        int8 = trial.precision.quantization == "int8"
+        found = {
+            "context": CONTEXT_BYTES + (INT8_CONTEXT_BYTES if int8 else 0),
+            "workspace": self.workspaces_bytes(trial),
+        }
+        return found | ({"nccl": NCCL_BYTES} if trial.world_size > 1 else {})
+
+    def workspaces_bytes(self, trial: Trial) -> int:
+        """What cuBLAS has of the allocator's memory while the trial runs."""
+        threads = 1 if trial.workload.inference else 2
+        return threads * self.workspace_bytes
 
 
 @cache
@@ -53,3 +67,9 @@ def catalogue() -> dict[str, Gpu]:
 def by_device_name(device_name: str) -> Gpu | None:
     """The card that torch calls so; None if the catalogue has none. A namesake is not the same card."""
     return next((card for card in catalogue().values() if device_name in card.device_names), None)
+
+
+def workspaces_bytes(device_name: str, trial: Trial) -> int:
+    """What cuBLAS takes of the allocator's memory on that device; 0 for one that the catalogue has not."""
+    card = by_device_name(device_name)
+    return 0 if card is None else card.workspaces_bytes(trial)

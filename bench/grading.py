@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bench.categories import CATEGORIES
 from bench.config import trial_from
+from bench.gpus import workspaces_bytes
 from bench.markdown import table as markdown_table
 from bench.rules import skip_reason
 from bench.trial import Trial
@@ -177,7 +178,11 @@ class Graded:
 
 
 def graded(
-    label: str, trial: Trial, measured: dict[str, Any], predicted: dict[str, dict[str, Any]]
+    label: str,
+    trial: Trial,
+    measured: dict[str, Any],
+    predicted: dict[str, dict[str, Any]],
+    device_name: str = "",
 ) -> Graded:
     """Compares predictions with a measurement of the same trial.
 
@@ -185,15 +190,19 @@ def graded(
         label: how the trial is called in a table.
         trial: what was measured.
         measured: its columns; `peak_allocated_bytes` is the allocator's.
-        predicted: columns by predictor.
+        predicted: columns by predictor, for any card: this one's workspaces come on top.
+        device_name: what it was measured on.
     """
     peak = int(measured["peak_allocated_bytes"])
+    also = workspaces_bytes(device_name, trial)
     simulated = predicted.get("simulate", {})
     return Graded(
         label=label,
         levels=tuple(_levels(trial)),
         measured_bytes=peak,
-        errors={name: found["peak_allocated_bytes"] / peak - 1 for name, found in predicted.items()},
+        errors={
+            name: (found["peak_allocated_bytes"] + also) / peak - 1 for name, found in predicted.items()
+        },
         category_errors={
             category: (simulated[f"{category}_bytes"] - measured[f"{category}_bytes"]) / peak
             for category in CATEGORIES

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import inside
-from bench.caching import MIN_BLOCK_BYTES, reserved_bytes, rounded
+from bench.caching import CachingAllocator, Replay, block_bytes
 from bench.operands import tensors_in
 from bench.roofline import Work, work_of
 from bench.state import Run, cache_tensors, gradient_tensors, ignored, optimizer_tensors, weight_tensors
@@ -66,10 +66,10 @@ class Tracker:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.rounding = 1 if run.target == "cpu" else MIN_BLOCK_BYTES
         self.work: Work = Counter()
         self._storages: dict[int, Storage] = {}
         self._timeline = Timeline()
+        self._history: list[tuple[Storage, int]] = []
         # on a real accelerator the allocator's counters tell; what is inside stays `untracked_bytes`
         self._openable = run.imagined or run.target == "cpu"
         self._offloads_params = run.trial.offload.name == "params" and run.target != "cpu"
@@ -82,11 +82,7 @@ class Tracker:
         self._thread = threading.get_ident()
 
     def __enter__(self) -> Tracker:
-        self._know("parameter", weight_tensors(self.run.model))
-        self._know("parameter", iter(self.run.host_weights))
-        self._know("gradient", gradient_tensors(self.run.model))
-        self._know("optimizer", self._optimizer_tensors())
-        self._know("input", (t for batch in self.run.batches for t in batch.values()))
+        self._know_what_is_there()
         self.run.sent_to_host = self._on_host
         self._stack.callback(setattr, self.run, "sent_to_host", ignored)
         self._stack.enter_context(_watch_resizes(self._resized))
@@ -100,6 +96,22 @@ class Tracker:
             self._mark_passes(block, stack, int(number))
         self._stack.enter_context(_Watch(self))
         return self
+
+    def _know_what_is_there(self) -> None:
+        self._know("parameter", weight_tensors(self.run.model))
+        self._know("parameter", iter(self.run.host_weights))
+        self._know("gradient", gradient_tensors(self.run.model))
+        self._know("optimizer", self._optimizer_tensors())
+        self._know("input", (t for batch in self.run.batches for t in batch.values()))
+
+    def begin(self) -> None:
+        """The step that counts begins: what was watched before it is only the allocator's history."""
+        self._history += [*self._timeline.initial.items(), *self._timeline.changes]
+        alive = {storage: storage.bytes for storage in self._storages.values() if storage.bytes}
+        self._timeline = Timeline(initial=alive)
+        self._phase, self._micro_step = "", 0
+        self.work.clear()
+        self._know_what_is_there()
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
@@ -153,9 +165,18 @@ class Tracker:
         """What each stretch of the step held, storages as they turned out."""
         return self._timeline.segments()
 
-    def reserved_bytes(self) -> int:
-        """What CUDA's caching allocator would hold for the step, by its model."""
-        return reserved_bytes(self._timeline.initial.items(), self._timeline.changes)
+    def allocator(self, workspaces: Iterable[int] = ()) -> CachingAllocator:
+        """CUDA's caching allocator, by its model, after what was watched: its peak is that of the step.
+
+        Args:
+            workspaces: what cuBLAS took before, in bytes.
+        """
+        replay = Replay()
+        replay.through((Storage(bytes=size), size) for size in workspaces)
+        replay.through(self._history or self._timeline.initial.items())
+        replay.allocator.peak_bytes = replay.allocator.allocated_bytes
+        replay.through(self._timeline.changes)
+        return replay.allocator
 
     def attribution(self) -> Attribution:
         """The categories at the instant of the peak, and each category's own maximum."""
@@ -205,6 +226,7 @@ class Tracker:
             storage.on_host = sharded or paged
             if self._counts_on_cpu and category == "optimizer" and not tensor.dim():
                 storage.bytes = self._timeline.initial[storage] = 0
+                storage.on_host = True
 
     def _on_host(self, tensor: torch.Tensor) -> None:
         """What the run says of a tensor that it keeps on the host; a simulated one does not show it."""
@@ -224,7 +246,8 @@ class Tracker:
         if known is not None:
             return known
         storage = self._register(untyped)
-        size = self._rounded(untyped.nbytes())
+        storage.asked = untyped.nbytes()
+        size = self._taken(storage.asked)
         if how == "found":  # gloo's copy of what it reduces: `inside` counts it
             storage.unmade_bytes = size
             return storage
@@ -256,13 +279,15 @@ class Tracker:
         if untyped.device.type not in (self.run.device.type, "meta"):  # a fake storage is on meta
             return
         storage = self._storages.get(untyped._cdata) or self._register(untyped)
-        change = self._rounded(size) - storage.bytes
+        change = self._taken(size) - storage.bytes
         storage.bytes += change
+        storage.asked = size or storage.asked
         storage.gathered, storage.category = True, "temporary"
         self._timeline.changes.append((storage, change))
 
-    def _rounded(self, size: int) -> int:
-        return rounded(size, self.rounding)
+    def _taken(self, size: int) -> int:
+        """What the target's allocator hands out for `size` bytes."""
+        return size if self.run.target == "cpu" else block_bytes(size)
 
 
 @contextmanager

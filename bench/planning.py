@@ -126,9 +126,9 @@ class Answer:
         return (not self.fits, slow, -rate if self.fits else 0.0, self.peak)
 
 
-def room(gpu: Gpu, ranks: int, margin: float) -> int:
-    """Bytes that tensors may take on the card."""
-    return int(gpu.memory_bytes * (1 - margin)) - sum(gpu.hardware_bytes(ranks).values())
+def room(gpu: Gpu, trial: Trial, margin: float) -> int:
+    """Bytes that the trial's tensors may take on the card."""
+    return int(gpu.memory_bytes * (1 - margin)) - sum(gpu.hardware_bytes(trial).values())
 
 
 def answers(
@@ -145,7 +145,7 @@ def answers(
     """
     able = {words: trial for words, trial in trials.items() if skip_reason(trial, "cuda", 0) is None}
     asked = predict(list(able.values()))
-    spaces = [room(gpu, trial.world_size, margin) for trial in able.values()]
+    spaces = [room(gpu, trial, margin) for trial in able.values()]
     searches = [
         Search(trial, space, {trial.micro_batch_size: columns}, expected(trial, space))
         for trial, space, columns in zip(able.values(), spaces, asked, strict=True)
@@ -157,7 +157,7 @@ def answers(
         rate = (
             one.sized(largest).tokens_per_step / bound(one.seen[largest]["work"], gpu) if largest else None
         )
-        hardware = gpu.hardware_bytes(trial.world_size)
+        hardware = gpu.hardware_bytes(trial)
         found.append(Answer(words, trial, columns, hardware, one.space, largest, rate))
     return sorted(found, key=lambda answer: answer.rank)
 
@@ -210,15 +210,14 @@ def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
 def _smallest_card(closest: Answer, margin: float) -> str | None:
     """The card of conf/gpu/ with the least memory that would do."""
     cards = sorted(catalogue().values(), key=lambda card: card.memory_bytes)
-    ranks = closest.trial.world_size
-    return next((card.name for card in cards if closest.peak <= room(card, ranks, margin)), None)
+    return next((card.name for card in cards if closest.peak <= room(card, closest.trial, margin)), None)
 
 
 def _first(options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict) -> int | None:
     """The first option whose trial fits, tried one after the other."""
     for value, trial in options:
         (columns,) = predict([trial])
-        if columns["peak_allocated_bytes"] <= room(gpu, trial.world_size, margin):
+        if columns["peak_allocated_bytes"] <= room(gpu, trial, margin):
             return value
     return None
 

@@ -45,8 +45,9 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
         raise NotGraded(f"{row['trial_id']}: this version makes no trial of its definition")
     target = "cpu" if row["peak_reserved_bytes"] is None else "cuda"
     predicted = predictions(trial, target, begun(trial, target, simulator))
-    found = graded(row["overrides"], trial, row, predicted)
-    card = gpus.by_device_name(row["device_name"] or "")
+    device_name = row["device_name"] or ""
+    found = graded(row["overrides"], trial, row, predicted, device_name)
+    card = gpus.by_device_name(device_name)
     if card is None or not row["step_seconds_median"]:
         return found
     from bench.roofline import step_seconds  # needs torch

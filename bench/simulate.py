@@ -16,11 +16,10 @@ import torch
 from bench import facts, roofline
 from bench.build import build
 from bench.imagined import imagined
+from bench.memory import Tracker
 from bench.step import once
 from bench.timeline import Segment, at_depth, onwards, shallow_depths
 from bench.trial import Trial
-
-_SETTLING_STEPS = 1  # the optimizer's state appears in it
 
 
 def simulate(trial: Trial, columns: dict[str, Any], target: str) -> None:
@@ -34,8 +33,8 @@ def simulate(trial: Trial, columns: dict[str, Any], target: str) -> None:
     started = time.perf_counter()
     found = None if trial.whole else _extended(trial, target)
     columns |= found or _whole(trial, target)
+    columns.setdefault("peak_allocated_bytes", columns["tracked_peak_bytes"])
     columns["simulation_seconds"] = time.perf_counter() - started
-    columns["peak_allocated_bytes"] = columns["tracked_peak_bytes"]
 
 
 def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
@@ -43,12 +42,15 @@ def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
     with imagined(trial, target):
         run = build(trial, torch.device("cpu"), target=target)
         columns = facts.size(run)
-        for _ in range(_SETTLING_STEPS):
-            once(run)
-        columns["evidence"], tracker = facts.watched_step(run)
+        with Tracker(run) as tracker:
+            once(run, tracker.enter_phase)  # the optimizer's state appears in it
+            tracker.begin()
+            columns["evidence"] = facts.proven(run, lambda: once(run, tracker.enter_phase))
     columns["work"] = tracker.work
     if target != "cpu":
-        columns["peak_reserved_bytes"] = tracker.reserved_bytes()
+        allocator = tracker.allocator()
+        columns["peak_allocated_bytes"] = allocator.peak_bytes
+        columns["peak_reserved_bytes"] = allocator.reserved_bytes
     return columns, tracker.segments()
 
 
@@ -60,7 +62,7 @@ def _whole(trial: Trial, target: str) -> dict[str, Any]:
 def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
     """The deep model's columns from two shallow models'; None where that is not exact, or no saving.
 
-    What the caching allocator reserves is left out: its segments do not grow by the same bytes a block.
+    What the caching allocator makes of it is left out: its segments do not grow by the same bytes a block.
     """
     peculiar = 2 if trial.fsdp.shards else 1  # FSDP gathers one block ahead
     less, more = shallow_depths(peculiar)
@@ -73,7 +75,8 @@ def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
     if segments is None:
         return None
     work = roofline.at_depth(low.pop("work"), high.pop("work"), depth - less)
-    low.pop("peak_reserved_bytes", None)
+    for name in ("peak_allocated_bytes", "peak_reserved_bytes"):
+        low.pop(name, None)
     columns: dict[str, Any] = onwards(low, high, depth - less) | {"work": work}
     fraction = columns["trainable_param_count"] / columns["param_count"]
     columns["evidence"]["trainable_fraction"] = fraction  # the only number that is not linear in depth

@@ -172,7 +172,7 @@ def errors(trials: pd.DataFrame) -> list[Graded]:
         predictor = row["formula"] if row["method"] == "estimate" else row["method"]
         predicted.setdefault(row["key"], {})[predictor] = row
     return [
-        graded(row["label"], trial, row, predicted[row["key"]])
+        graded(row["label"], trial, row, predicted[row["key"]], row["device"])
         for row in each(fits[fits["method"] == "measure"])
         if row["key"] in predicted and isinstance(row["definition"], str)
         if (trial := from_text(row["definition"])) is not None

@@ -26,9 +26,13 @@ Key = tuple[str, ...]
 
 @dataclass(eq=False)
 class Storage:
-    """One storage's life: what it holds now, and what it turns out to be."""
+    """One storage's life: what it holds now, and what it turns out to be.
+
+    `bytes` are the allocator's, `asked` those that it was asked for.
+    """
 
     bytes: int
+    asked: int = 0
     category: str = "temporary"
     gathered: bool = False
     on_host: bool = False

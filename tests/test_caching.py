@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.caching import CachingAllocator, reserved_bytes, rounded
+from bench.caching import CachingAllocator, Replay, block_bytes, rounded
 from bench.timeline import Storage
 
 MIB = 2**20
@@ -67,4 +67,30 @@ def test_fragments_too_small_for_a_request_cost_a_new_segment() -> None:
 def test_a_step_reserves_what_it_cannot_reuse() -> None:
     weight, temporary, host = Storage(bytes=0), Storage(bytes=0), Storage(bytes=0, on_host=True)
     changes = [(temporary, 30 * MIB), (host, 99 * MIB), (temporary, -30 * MIB)]
-    assert reserved_bytes([(weight, 12 * MIB)], changes) == 42 * MIB
+    replay = Replay()
+    replay.through([(weight, 12 * MIB), *changes])
+    assert replay.allocator.reserved_bytes == 42 * MIB
+    assert replay.allocator.peak_bytes == 42 * MIB
+    assert replay.allocator.allocated_bytes == 12 * MIB
+
+
+def test_what_is_not_worth_splitting_counts_whole() -> None:
+    allocator = CachingAllocator()
+    for _ in range(13):
+        allocator.allocate(3 * MIB // 2)
+    assert allocator.allocated_bytes == 12 * (3 * MIB // 2) + 2 * MIB
+    assert allocator.reserved_bytes == 20 * MIB
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        (0, 0),
+        (1, 512),
+        (3 * MIB // 2, 3 * MIB // 2),
+        (43 * MIB // 2, 22 * MIB),
+        (81 * MIB // 4, 81 * MIB // 4),
+    ],
+)
+def test_a_tensor_made_to_measure_takes_its_whole_segment(asked: int, taken: int) -> None:
+    assert block_bytes(asked) == taken

@@ -70,7 +70,17 @@ def test_every_card_of_the_catalogue_loads_under_its_own_name() -> None:
         assert 8 * 2**30 < card.memory_bytes < 200 * 2**30
         assert card.peak_flops_per_sec["float16"] > card.peak_flops_per_sec["float32"] > 10**12  # type: ignore[operator]
         assert 10**11 < card.bandwidth_bytes_per_sec < 10**13
-    assert cards["t4"].hardware_bytes(2)["nccl"] and "nccl" not in cards["t4"].hardware_bytes(1)
+
+
+def test_what_hardware_adds_depends_on_the_trial() -> None:
+    card = gpus.catalogue()["t4"]
+    alone = card.hardware_bytes(make_trial())
+    assert "nccl" not in alone
+    assert card.hardware_bytes(make_trial("fsdp=full_shard", "fsdp.world_size=2"))["nccl"] > 0
+    assert card.hardware_bytes(make_trial("precision=int8"))["context"] > alone["context"]
+    assert 2 * card.hardware_bytes(make_trial("workload=prefill"))["workspace"] == alone["workspace"]
+    assert gpus.workspaces_bytes("Tesla T4", make_trial()) == alone["workspace"]
+    assert gpus.workspaces_bytes("CPU (whichever, 2 cores)", make_trial()) == 0
 
 
 def test_what_moves_nothing_is_no_work() -> None:
