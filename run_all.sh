@@ -65,11 +65,11 @@ run_sweep() { # words for all of it
         "${run[@]}" fsdp=full_shard,shard_grad_op,no_shard fsdp.world_size=2 offload=off,params || status=$?
         return "$status"
     else
-        local model=llama-160m
+        local model=llama-160m tokens=1024
         [ "$gib" -ge 20 ] && model=llama-1b
-        [ "$gib" -ge 70 ] && model=llama-7b
-        echo "A GPU with $gib GiB: a sweep of $model, sequences of 1024 tokens"
-        "${run[@]}" model=$model seq_len=1024 micro_batch_size=1 optimizer=adamw_fused \
+        [ "$gib" -ge 70 ] && model=llama-7b tokens=2048 # a step long enough for the GPU, not Python, to set its time
+        echo "A GPU with $gib GiB: a sweep of $model, sequences of $tokens tokens"
+        "${run[@]}" model=$model seq_len=$tokens micro_batch_size=1 optimizer=adamw_fused \
             precision=fp32,fp16,bf16,bf16_pure,int8,nf4 lora=off,on checkpointing=off,on
     fi
 }

@@ -34,12 +34,15 @@ from bench.techniques import fsdp
 from bench.trial import Trial
 
 
+_BELOW = torch.ops.aten.lt.Scalar  # OPT's layerdrop of 0 asks it of a random number
+
+
 class _Answers(TorchDispatchMode):
     """Gives code that reads a fake scalar the value that a training step would find there."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._whether_any: set[int] = set()  # outliers, overflows: of those there are none
+        self._untrue: set[int] = set()  # whether any is an outlier, or overflowed; a layer dropped
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -47,7 +50,7 @@ class _Answers(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             if dtype == torch.bool:
-                return id(args[0]) not in self._whether_any
+                return id(args[0]) not in self._untrue
             return 1.0 if dtype.is_floating_point else 1
         if func is torch.ops.bitsandbytes.int8_mixed_scaled_mm.default:
             return inside.opened(func, args, kwargs or {}, "cuda", self)[1]
@@ -56,9 +59,9 @@ class _Answers(TorchDispatchMode):
         if func is torch.ops.bitsandbytes.int8_double_quant.default:
             return _double_quantised(args[0])
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.any.default:
-            self._whether_any.add(id(result))
-            weakref.finalize(result, self._whether_any.discard, id(result))
+        if func is torch.ops.aten.any.default or (func is _BELOW and args[1] <= 0):
+            self._untrue.add(id(result))
+            weakref.finalize(result, self._untrue.discard, id(result))
         return result
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import gpus, isolate
 from bench.pool import Simulator
@@ -17,12 +18,22 @@ from tests.conftest import make_trial
 PREDICTED = (
     (),
     ("precision=bf16",),
+    ("precision=fp16",),
     ("precision=bf16_pure", "checkpointing=on"),
+    ("precision=int8",),
     ("precision=int8", "lora=on"),
     ("precision=nf4", "lora=on", "checkpointing=on"),
     ("optimizer=adamw_8bit",),
+    ("optimizer=adafactor",),
     ("offload=activations",),
+    ("fsdp=full_shard", "fsdp.world_size=1"),
+    ("fsdp=no_shard", "fsdp.world_size=1"),
+    ("workload=decode", "precision=bf16_pure"),
+    ("workload=decode", "precision=int8"),
+    ("workload=decode", "precision=nf4"),
     ("model=gpt2", "model.layers=4", "precision=bf16"),
+    ("model=opt-125m", "model.layers=4", "precision=bf16", "lora=on"),
+    ("model=mt0-small", "model.layers=4", "precision=bf16"),
 )
 
 pytestmark = pytest.mark.gpu
@@ -61,9 +72,12 @@ def columns(*overrides: str, log: Path) -> dict[str, Any]:
     ids=" ".join,
 )
 def test_allocator_tracker_and_driver_agree_in_order(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    row = columns(*overrides, log=tmp_path)
+    found = outcome(*overrides, log=tmp_path)
+    assert found.status == "ok", found.reason
+    row = found.ranks[0]
     peak = row["peak_allocated_bytes"]
-    assert row["tracked_peak_bytes"] == pytest.approx(peak, rel=0.05)
+    workspaces = workspaces_bytes(found, make_trial(*SMALL, *overrides))
+    assert row["tracked_peak_bytes"] + workspaces == pytest.approx(peak, rel=0.04)
     assert peak <= row["peak_reserved_bytes"]
     if row["peak_device_used_bytes"] is not None:
         assert row["peak_reserved_bytes"] < row["peak_device_used_bytes"]
@@ -110,15 +124,30 @@ def test_the_hardware_is_named(tmp_path: Path) -> None:
     assert "CPU" not in hardware["device_name"]
 
 
+def workspaces_bytes(found: isolate.Outcome, trial: Trial) -> int:
+    """cuBLAS' on this card, in the catalogue or not."""
+    card = gpus.by_device_name(found.hardware["device_name"])
+    if card is None:
+        wide = torch.cuda.get_device_capability()[0] >= 9
+        card = gpus.catalogue()["h100-sxm" if wide else "a100-40gb"]
+    return card.workspaces_bytes(trial)
+
+
 @pytest.mark.parametrize("overrides", PREDICTED, ids=" ".join)
 def test_simulation_against_the_cuda_allocator(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     """What simulation cannot know without a GPU is cuBLAS' workspaces: they are the catalogue's, apart."""
-    trial = make_trial("model=llama-20m", "seq_len=256", *overrides)
+    trial = make_trial(*SMALL, *overrides)
     measured = isolate.run(trial, log=tmp_path / "log", timeout_seconds=300)
     assert measured.status == "ok", measured.reason
-    card = gpus.by_device_name(measured.hardware["device_name"])
-    workspaces = 2 * 32 * 2**20 if card is None else card.workspace_bytes
     with Simulator() as simulator:
-        predicted = begun(trial, "cuda", simulator).result()["peak_allocated_bytes"]
-    peak = measured.ranks[0]["peak_allocated_bytes"]
-    assert 0.99 * (peak - workspaces) <= predicted <= 1.02 * peak
+        predicted = begun(trial, "cuda", simulator).result()
+    row, workspaces = measured.ranks[0], workspaces_bytes(measured, trial)
+    close = (
+        0.03 if trial.fsdp.shards else 0.015
+    )  # torch 2.11 imagines foreach AdamW over DTensors too large
+    assert predicted["peak_allocated_bytes"] + workspaces == pytest.approx(
+        row["peak_allocated_bytes"], rel=0.015
+    )
+    assert predicted["peak_reserved_bytes"] + workspaces == pytest.approx(
+        row["peak_reserved_bytes"], rel=0.15
+    )
