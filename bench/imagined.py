@@ -33,7 +33,6 @@ from bench.as_cuda import as_cuda
 from bench.techniques import fsdp
 from bench.trial import Trial
 
-
 _BELOW = torch.ops.aten.lt.Scalar  # OPT's layerdrop of 0 asks it of a random number
 
 
