@@ -10,7 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from bench import estimate_inference
-from bench.estimate_weights import ADAPTER_BYTES, BYTES, adapters, columns, weight_bytes
+from bench.estimate_weights import (
+    ADAPTER_BYTES,
+    BYTES,
+    adapter_bytes,
+    adapters,
+    columns,
+    taken,
+    weight_bytes,
+)
 from bench.shapes import Shape, shape_of
 from bench.trial import Trial
 
@@ -84,11 +92,10 @@ def closed_form(trial: Trial, target: str) -> dict[str, Any]:
         return estimate_inference.closed_form(trial, target)
     shape = shape_of(trial.model)
     ranks = trial.world_size if trial.fsdp.shards else 1
-    weights = weight_bytes(trial, shape)
+    weights = weight_bytes(trial, shape, target)
     trainable = adapters(trial, shape) if trial.lora.enabled else shape.parameters
-    each = ADAPTER_BYTES if trial.lora.enabled else BYTES[trial.precision.param_dtype]
-    gradients = trainable * each
-    states = _state_bytes(trial, shape, trainable, each)
+    gradients = _gradient_bytes(trial, shape, target)
+    states = _state_bytes(trial, shape, trainable, gradients)
     on_host = trial.offload.name == "params" and target != "cpu"
     owned = [0 if on_host else part // ranks for part in (weights, gradients, states)]
     parameter, gradient, optimizer = owned
@@ -120,7 +127,15 @@ def closed_form(trial: Trial, target: str) -> dict[str, Any]:
     return columns(held, phase, total, trainable)
 
 
-def _state_bytes(trial: Trial, shape: Shape, trainable: int, each: int) -> int:
+def _gradient_bytes(trial: Trial, shape: Shape, target: str) -> int:
+    """A gradient for each tensor that trains, in its dtype."""
+    if trial.lora.enabled:
+        return adapter_bytes(trial, shape, target)
+    each = BYTES[trial.precision.param_dtype]
+    return sum(count * taken(elements * each, target) for elements, count in shape.tensors())
+
+
+def _state_bytes(trial: Trial, shape: Shape, trainable: int, gradients: int) -> int:
     """Optimizer state: AdamW two moments in the parameters' dtype (Loshchilov 2019); 8-bit AdamW a byte
     each and a float32 scale per 256 (Dettmers 2022, 8-bit optimizers); Adafactor a row and a column
     (Shazeer 2018); SGD a momentum, if any."""
@@ -128,11 +143,11 @@ def _state_bytes(trial: Trial, shape: Shape, trainable: int, each: int) -> int:
     if name.startswith("adamw_8bit"):
         return 0 if name.endswith("paged") else int(trainable * 2 * (1 + 4 / 256))
     if name == "sgd":
-        return trainable * each if trial.optimizer.momentum else 0
+        return gradients if trial.optimizer.momentum else 0
     if name == "adafactor":
         edges = sum(linear.inputs + linear.outputs for group, _ in shape.blocks for linear in group)
         return shape.layers * edges * 4 + (trial.model.vocab_size + trial.model.hidden_size) * 8
-    return 2 * trainable * each
+    return 2 * gradients
 
 
 def _update_bytes(trial: Trial, shape: Shape, gradient: int, trainable: int, target: str) -> int:
@@ -179,10 +194,10 @@ def _autocast_copies(trial: Trial, shape: Shape) -> int:
 def _activation_bytes(trial: Trial, shape: Shape, target: str) -> int:
     """Tensors kept for the backward by the blocks; with checkpointing their inputs, and one block whole."""
     tokens = trial.micro_batch_size * trial.seq_len
-    per_layer = tokens * _per_token(trial, target)
+    per_layer = int(tokens * _per_token(trial, target))
     if trial.checkpointing.name == "off":
         return shape.layers * per_layer
-    inputs = tokens * len(shape.blocks) * _residual_bytes(trial) * trial.model.hidden_size
+    inputs = len(shape.blocks) * taken(tokens * _residual_bytes(trial) * trial.model.hidden_size, target)
     if trial.checkpointing.name == "selective":  # what matmuls and attention put out
         outputs = sum(linear.outputs for linears, _ in shape.blocks for linear in linears)
         attended = len(shape.blocks) * trial.model.heads * trial.model.head_dim
@@ -196,14 +211,20 @@ def _residual_bytes(trial: Trial) -> int:
     return BYTES[trial.precision.param_dtype]
 
 
-def _per_token(trial: Trial, target: str) -> int:
+def _per_token(trial: Trial, target: str) -> float:
     """Bytes a token and layer (one block of each kind) that the backward needs, counted operation by
     operation over transformers' modules with SDPA. In 16 bits LLaMA's is h (24 + 8 i/h), as Korthikanti
     2022 counts for its parts."""
     e, r = BYTES[trial.precision.compute_dtype], _residual_bytes(trial)
-    h, i = trial.model.hidden_size, trial.model.intermediate_size
-    width, kv = trial.model.heads * trial.model.head_dim, trial.model.kv_heads * trial.model.head_dim
-    statistics = 4 * trial.model.heads  # attention's log-sum-exp
+    tokens, model = trial.micro_batch_size * trial.seq_len, trial.model
+
+    def wide_as(width: int) -> float:
+        """A tensor's width, with what its block has more."""
+        return taken(tokens * width * e, target) / (tokens * e)
+
+    h, i = wide_as(model.hidden_size), wide_as(model.intermediate_size)
+    width, kv = wide_as(model.heads * model.head_dim), wide_as(model.kv_heads * model.head_dim)
+    statistics = 4 * model.heads  # attention's log-sum-exp
     attention = e * (2 * width + 2 * kv) + statistics
     # RMSNorm: its input in float32, and the normalised one where its own weight trains
     norm = 4 * h + (0 if trial.lora.enabled else r * h)
@@ -211,29 +232,30 @@ def _per_token(trial: Trial, target: str) -> int:
     if trial.precision.quantization == "nf4":  # a 4-bit linear returns its input's dtype, that of the norms
         e = wide = max(e, r)
     gelu = 4 * wide * i
-    match trial.model.family:
+    match model.family:
         case "llama":  # gate, its SiLU, up; what goes into q k v, into gate and up, out of attention, down
             kept = 2 * norm + attention + 3 * e * i
-            return kept + _inputs(trial, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
+            return kept + _inputs(trial, target, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
         case "opt":  # LayerNorm keeps its input; ReLU's output is fc2's input
             kept = 2 * r * h + attention + e * i
-            return kept + _inputs(trial, (h, 3), (h, 1), (h, 1), (i, 1), own=2, shared=2)
+            return kept + _inputs(trial, target, (h, 3), (h, 1), (h, 1), (i, 1), own=2, shared=2)
         case "gpt2":
             kept = 2 * r * h + attention + gelu
-            return kept + _inputs(trial, (h, 1), (h, 1), (h, 1), (i, 1), own=2)
+            return kept + _inputs(trial, target, (h, 1), (h, 1), (h, 1), (i, 1), own=2)
         case _:  # an encoder block, and a decoder block with its cross-attention
             feed_forward = norm + gelu + 2 * e * i
             encoder = norm + attention + feed_forward
             decoder = 2 * (norm + attention) + feed_forward
-            first = _inputs(trial, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
-            return encoder + decoder + 2 * first + _inputs(trial, (h, 1), (h, 2), (width, 1), own=2)
+            first = _inputs(trial, target, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
+            return encoder + decoder + 2 * first + _inputs(trial, target, (h, 1), (h, 2), (width, 1), own=2)
 
 
-def _inputs(trial: Trial, *sources: tuple[int, int], own: int, shared: int = 0) -> int:
+def _inputs(trial: Trial, target: str, *sources: tuple[float, int], own: int, shared: int = 0) -> float:
     """Bytes a token of what the linears keep of their inputs.
 
     Args:
         trial: the trial.
+        target: the type of device.
         sources: each distinct input: its width, and how many linears read it.
         own: how many of them, from the first, are outputs of norms, wider than the matmul under autocast.
         shared: how many of them, from the last, an operation before keeps anyway.
@@ -242,16 +264,20 @@ def _inputs(trial: Trial, *sources: tuple[int, int], own: int, shared: int = 0) 
     norm puts out. A frozen matmul keeps nothing, its adapter does: peft casts the input to the adapter's
     float32, a copy for each linear where the base is narrower; under autocast that is cast back again.
     bitsandbytes' int8 matmul keeps its narrow input besides (MatMul8bitLt), and its transposed int8 form
-    where it trains.
+    where it trains. On CUDA peft sees that autocast is on, and casts no quantised linear's input: adapter
+    and int8 matmul keep one tensor of what is narrow already.
     """
     e = BYTES[trial.precision.compute_dtype]
     read = sum(width * readers for width, readers in sources)
     int8 = trial.precision.quantization == "int8"
+    if trial.lora.enabled and trial.precision.autocast and int8 and target != "cpu":
+        cast = sum(2 * width * readers for width, readers in sources[:own])
+        return e * (cast + sum(width * readers for width, readers in sources[own + 1 :]))
     if trial.lora.enabled and trial.precision.autocast:
         return read * e * (2 if int8 else 1)
     if trial.lora.enabled and e < ADAPTER_BYTES:
         return read * (ADAPTER_BYTES + (e if int8 else 0))
-    kept = read if int8 else 0
+    kept = read if int8 else 0.0
     for index, (width, readers) in enumerate(sources):
         if index == own or index >= len(sources) - shared:  # attention keeps its own output
             continue
@@ -262,12 +288,17 @@ def _inputs(trial: Trial, *sources: tuple[int, int], own: int, shared: int = 0) 
 def _loss_bytes(trial: Trial, target: str) -> tuple[int, int]:
     """Cross-entropy at the start of the backward, per token and vocabulary entry: the log-softmax that the
     forward kept, then its own gradient and the logits'. In float32, 4 and 8 bytes, where the model casts
-    its logits up (mT5 does not) or CUDA's autocast does."""
+    its logits up. mT5 does not: CUDA's autocast then keeps the log-softmax as it is and in float32, for
+    the loss alone, whose gradient is the most that is there."""
     precision = trial.precision
-    wide = trial.model.family != "mt5" or (precision.autocast and target != "cpu")
-    each = 4 if wide else BYTES[precision.compute_dtype]
+    narrow = BYTES[precision.compute_dtype]
     entries = trial.micro_batch_size * trial.seq_len * trial.model.vocab_size
-    return each * entries, 2 * each * entries
+    wide = taken(4 * entries, target)
+    if trial.model.family != "mt5":
+        return wide, 2 * wide
+    if precision.autocast and target != "cpu":
+        return taken(narrow * entries, target) + wide, wide
+    return taken(narrow * entries, target), 2 * taken(narrow * entries, target)
 
 
 def estimate(trial: Trial, target: str) -> dict[str, Any]:

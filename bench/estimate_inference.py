@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.estimate_weights import BYTES, columns, weight_bytes
+from bench.estimate_weights import BYTES, columns, taken, weight_bytes
 from bench.machine import int8_is_widened, onednn_multiplies
 from bench.shapes import Shape, shape_of
 from bench.trial import Trial
@@ -24,11 +24,11 @@ _BLOCK = 64  # elements that share a scale in nf4
 Moment = tuple[int, int]  # the cache, and temporaries
 
 
-def cache_bytes(trial: Trial, tokens: int) -> int:
+def cache_bytes(trial: Trial, tokens: int, target: str = "cpu") -> int:
     """Keys and values of every sequence: 2 x layers x kv_heads x head_dim x tokens x bytes, of each."""
     model = trial.model
-    each = 2 * model.layers * model.kv_heads * model.head_dim * BYTES[trial.precision.compute_dtype]
-    return each * tokens * trial.micro_batch_size
+    each = model.kv_heads * model.head_dim * BYTES[trial.precision.compute_dtype]
+    return 2 * model.layers * taken(each * tokens * trial.micro_batch_size, target)
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,51 @@ class _Forward:
 
     def wide(self, width: int) -> int:
         """Bytes of a tensor with `width` numbers for each new token."""
-        return self.rows * width * self.each
+        return self.taken(self.rows * width * self.each)
+
+    def taken(self, count: float) -> int:
+        """What a tensor of so many bytes takes."""
+        return taken(count, self.target)
 
     def linear(self, inputs: int, outputs: int) -> int:
         """What a block's matrix of [outputs, inputs] holds while it multiplies, its result included.
 
-        int8 (Dettmers 2022): the input in 16 and in 8 bits, then the input in 8 bits with a scale a row,
-        the 32-bit product, and the result. On a CPU bitsandbytes rounds and scales by operations of their
-        own in float32: two tensors beside the 16-bit input, and three beside the product; on a CPU that
-        lacks the instructions input and weight are multiplied in float32. No column is an outlier, as in
-        simulation. nf4 dequantises the weight, its scales of 64 elements before it.
+        int8 (Dettmers 2022), see `_int8`. nf4 dequantises the weight, its scales of 64 elements before it.
         """
         weight, made = inputs * outputs, self.wide(outputs)
         match self.trial.precision.quantization:
             case "int8":
-                scales = self.rows * _FLOAT
-                rounding, scaling = (
-                    (2 * _FLOAT + 2, 4 * _FLOAT) if self.target == "cpu" else (3, _FLOAT + self.each)
-                )
-                held = self.rows * max(rounding * inputs, inputs + scaling * outputs)
-                if self.target == "cpu" and int8_is_widened():
-                    widened = _FLOAT * (self.rows * inputs + weight + self.rows * outputs)
-                    held = max(held, self.rows * inputs + widened)
-                return scales + held
+                on_cpu = self.target == "cpu"
+                return self._int8_on_a_cpu(inputs, outputs) if on_cpu else self._int8(inputs, outputs)
             case "nf4":
                 scales = weight // _BLOCK * _FLOAT if self.trial.precision.double_quant else 0
-                return scales + weight * self.each + made
+                return scales + self.taken(weight * self.each) + made
             case _:
                 return made
+
+    def _int8(self, inputs: int, outputs: int) -> int:
+        """The input in float16 and in 8 bits, its absolute values and which are outliers; then the input in
+        8 bits with a scale a row, the 32-bit product, and the result, by way of float16. No column is an
+        outlier, as in simulation."""
+        read, made = self.rows * inputs, self.rows * outputs
+        cast = self.trial.precision.compute_dtype != "float16"
+        rounding = self.taken(read) + 2 * self.taken(2 * read) + self.taken(read)
+        scaling = self.taken(read) + self.taken(4 * made) + self.taken(2 * made)
+        if cast:
+            scaling += self.wide(outputs)
+        else:
+            rounding -= self.taken(2 * read)
+        return self.taken(self.rows * _FLOAT) + max(rounding, scaling)
+
+    def _int8_on_a_cpu(self, inputs: int, outputs: int) -> int:
+        """There bitsandbytes rounds and scales by operations of their own in float32: two tensors beside
+        the 16-bit input, and three beside the product; where the CPU lacks the instructions input and
+        weight are multiplied in float32."""
+        held = self.rows * max((2 * _FLOAT + 2) * inputs, inputs + 4 * _FLOAT * outputs)
+        if int8_is_widened():
+            widened = _FLOAT * (self.rows * inputs + inputs * outputs + self.rows * outputs)
+            held = max(held, self.rows * inputs + widened)
+        return self.rows * _FLOAT + held
 
 
 def closed_form(trial: Trial, target: str) -> dict[str, Any]:
@@ -99,7 +116,7 @@ def closed_form(trial: Trial, target: str) -> dict[str, Any]:
     phase = max(phases, key=lambda name: sum(phases[name]))
     cache, temporary = phases[phase]
     held = {
-        "parameter": weight_bytes(trial, shape) + _tables(trial, shape, target),
+        "parameter": weight_bytes(trial, shape, target) + _tables(trial, shape, target),
         "kv_cache": cache,
         "temporary": temporary,
         "input": 8 * trial.micro_batch_size * trial.seq_len,
@@ -131,7 +148,7 @@ def _moments(forward: _Forward) -> Iterator[Moment]:
     """
     trial, model = forward.trial, forward.trial.model
     h, rows = model.hidden_size, forward.rows
-    cache = cache_bytes(trial, forward.cached)
+    cache = cache_bytes(trial, forward.cached, forward.target)
     held = forward.wide(h) * (2 if model.layers > 1 else 1)
     if model.family == "llama":
         held += 2 * forward.tokens * model.head_dim * forward.each

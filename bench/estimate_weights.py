@@ -2,44 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from bench.caching import block_bytes
 from bench.categories import CATEGORIES
-from bench.shapes import Shape
+from bench.shapes import Linear, Shape
 from bench.trial import Trial
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ADAPTER_BYTES = 4  # peft keeps adapters in float32 whatever the base is in
 
 
-def weight_bytes(trial: Trial, shape: Shape) -> int:
-    """Weights by dtype, and the blocks' matrices by how they are quantised.
+def taken(count: float, target: str) -> int:
+    """What a tensor of so many bytes takes of its allocator; CUDA's hands out blocks (caching.py)."""
+    return int(count) if target == "cpu" else block_bytes(int(count))
+
+
+def weight_bytes(trial: Trial, shape: Shape, target: str) -> int:
+    """Weights by dtype, and the blocks' matrices by how they are quantised."""
+    each = BYTES[trial.precision.param_dtype]
+    outside = sum(taken(elements * each, target) for elements in shape.outer_tensors())
+    layer = 0
+    for linears, norms in shape.blocks:
+        layer += norms * each
+        for linear in linears:
+            layer += sum(taken(size, target) for size in _matrix_bytes(trial, linear))
+            layer += linear.outputs * each if linear.bias else 0
+    if trial.lora.enabled:
+        outside += adapter_bytes(trial, shape, target)
+    return outside + shape.layers * layer
+
+
+def _matrix_bytes(trial: Trial, linear: Linear) -> tuple[float, ...]:
+    """Tensors of one matrix.
 
     int8: a byte an element and a float32 scale a row (Dettmers 2022); kept beside weights that train. nf4:
     half a byte, and per 64 elements a scale of one byte, itself scaled per 256 (Dettmers 2023, double
     quantisation), or of four bytes without it.
     """
-    precision = trial.precision
-    each = BYTES[precision.param_dtype]
-    rows = shape.layers * sum(linear.outputs for linears, _ in shape.blocks for linear in linears)
-    whole = shape.parameters * each
-    if trial.lora.enabled:
-        whole += adapters(trial, shape) * ADAPTER_BYTES
-    match precision.quantization:
+    weights = linear.weights
+    wide = weights * BYTES[trial.precision.param_dtype]
+    match trial.precision.quantization:
         case "int8":
-            stored = shape.in_linears + 4 * rows
-            return whole + stored - (shape.in_linears * each if trial.quantises_weights else 0)
+            stored = (weights, 4 * linear.outputs)
+            return stored if trial.quantises_weights else (wide, *stored)
+        case "nf4" if trial.precision.double_quant:
+            return weights / 2, weights / 64, 4 * weights / (64 * 256)
         case "nf4":
-            scales = 1 / 64 + 4 / (64 * 256) if precision.double_quant else 4 / 64
-            return whole - shape.in_linears * each + int(shape.in_linears * (0.5 + scales))
+            return weights / 2, 4 * weights / 64
         case _:
-            return whole
+            return (wide,)
 
 
 def adapters(trial: Trial, shape: Shape) -> int:
     """Elements of LoRA's A [rank, in] and B [out, rank] at every linear of the blocks (Hu 2021)."""
-    linears = sum(linear.inputs + linear.outputs for group, _ in shape.blocks for linear in group)
-    return shape.layers * linears * trial.lora.rank
+    return sum(elements * count for elements, count in _adapter_tensors(trial, shape))
+
+
+def adapter_bytes(trial: Trial, shape: Shape, target: str) -> int:
+    """Theirs, or those of their gradients."""
+    tensors = _adapter_tensors(trial, shape)
+    return sum(count * taken(elements * ADAPTER_BYTES, target) for elements, count in tensors)
+
+
+def _adapter_tensors(trial: Trial, shape: Shape) -> Iterator[tuple[int, int]]:
+    for linears, _ in shape.blocks:
+        for linear in linears:
+            yield trial.lora.rank * linear.inputs, shape.layers
+            yield trial.lora.rank * linear.outputs, shape.layers
 
 
 def columns(held: dict[str, int], phase: str, total: int, trainable: int) -> dict[str, Any]:

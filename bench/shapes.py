@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.axes import Model
@@ -34,6 +35,22 @@ class Shape:
     def in_linears(self) -> int:
         """Elements of the matrices that quantisation and LoRA act on."""
         return self.layers * sum(linear.weights for linears, _ in self.blocks for linear in linears)
+
+    def outer_tensors(self) -> Iterator[int]:
+        """Elements of the embedding, of a head that is not tied to it, and of the rest together."""
+        matrices = self.outside // self.head
+        yield from [self.head] * matrices
+        yield self.outside - matrices * self.head
+
+    def tensors(self) -> Iterator[tuple[int, int]]:
+        """Elements of each tensor, norms of a block together, and how many there are of it."""
+        yield from ((elements, 1) for elements in self.outer_tensors())
+        for linears, norms in self.blocks:
+            yield norms, self.layers
+            for linear in linears:
+                yield linear.weights, self.layers
+                if linear.bias:
+                    yield linear.outputs, self.layers
 
     @property
     def parameters(self) -> int:
