@@ -181,14 +181,13 @@ def _gathered_bytes(trial: Trial, shape: Shape, weights: int) -> int:
 
 
 def _autocast_copies(trial: Trial, shape: Shape) -> int:
-    """Autocast's 16-bit copies of the weights it multiplies, kept for the backward: none for frozen or
-    quantised ones once a block is done, and none of gathered ones, which are narrow already."""
+    """Autocast's 16-bit copies of the weights it multiplies, frozen ones too, kept for the backward: none
+    of blocks that are computed again, of quantised weights, and of gathered ones, which are narrow."""
     precision = trial.precision
     if not precision.autocast or trial.fsdp.shards or precision.quantization != "none":
         return 0
-    multiplied = shape.in_linears + shape.head
     blocks = shape.in_linears if trial.checkpointing.name == "off" else 0
-    return (shape.head + blocks if trial.lora.enabled is False else multiplied) * 2
+    return (shape.head + blocks) * 2
 
 
 def _activation_bytes(trial: Trial, shape: Shape, target: str) -> int:

@@ -107,6 +107,15 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
     return linear  # type: ignore[no-any-return]
 
 
+def _outliers(modules: list[nn.Module]) -> dict[str, float]:
+    """The share of columns that LLM.int8 multiplied in 16 bits, of those that its kernels looked at."""
+    looked = [m for m in modules if isinstance(m, Int8Linear) and m.state.idx is not None]
+    if not looked:
+        return {}
+    columns = sum(m.in_features for m in looked)
+    return {"int8_outlier_share": sum(m.state.idx.numel() for m in looked) / columns}
+
+
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """Dtypes of the parameters, dtype that the blocks' linears put out, and quantised modules."""
     seen: set[str] = set()
@@ -132,6 +141,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             found[f"{asked}_modules"] = len(modules)
             stored = {m.weight.dtype for m in modules}
             found["quantised_weight_dtypes"] = sorted(str(d).removeprefix("torch.") for d in stored)
+            found |= _outliers(modules)
         if run.trial.precision.loss_scaling:
             found["loss_scaling"] = run.scaler.is_enabled()
         return found

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.autograd import _functions as bnb_autograd
 
 from bench.build import build
 from bench.state import NotInForce, Run, parameter_counts
@@ -59,6 +60,20 @@ def test_quantised_storage_covers_every_linear_of_every_block(level: str, stored
     assert found[f"{level}_modules"] == 14
     assert found["quantised_weight_dtypes"] == [stored]
     assert found["parameter_dtypes"][stored] == 14
+
+
+@pytest.mark.parametrize(("scale", "least", "most"), [(1.0, 0.0, 0.0), (1e4, 0.5, 1.0)])
+def test_the_share_of_outlier_columns_is_told(
+    monkeypatch: pytest.MonkeyPatch, scale: float, least: float, most: float
+) -> None:
+    """bitsandbytes looks for outliers in the matmul that it uses on CUDA, which runs on a CPU as well."""
+    monkeypatch.setattr(bnb_autograd, "MatMul8bitFp", bnb_autograd.MatMul8bitLt)
+    run = build(make_trial("precision=int8", "lora=on"), CPU)
+    with torch.no_grad():
+        for name, parameter in run.model.named_parameters():
+            if "norm" in name:
+                parameter.mul_(scale)
+    assert least <= evidence(run)["int8_outlier_share"] <= most
 
 
 def test_int8_without_lora_multiplies_int8_over_fp32_weights() -> None:
