@@ -1,14 +1,16 @@
 """The catalogue of GPUs in conf/gpu/: memory, bandwidth, dense peaks, and what hardware adds to tensors.
 
 What it adds is reported apart from tensor bytes and never folded into them. None of it is fitted:
-  context_bytes    CUDA context and the kernels that a step loads: 794,820,608 bytes in every row of an H100
-                   without int8, torch 2.11 on CUDA 13 (results/reference/nvidia-h100-80gb-hbm3); 64 MiB
-                   more with bitsandbytes' int8, which has a cuBLASLt handle of its own. Another driver's
-                   is another.
+  context_bytes    CUDA context and the kernels that a step loads: 794,820,608 bytes in every training row
+                   of an H100 with 16-bit arithmetic, 16 MiB less in float32 (torch 2.11, CUDA 13, driver
+                   580: results/reference); 64 MiB more with bitsandbytes' int8, which has a cuBLASLt
+                   handle of its own. Another driver's is another.
   workspace_bytes  cuBLAS: 8,519,680 bytes a handle and stream (torch allocates it, CublasHandlePool.cpp),
                    32 MiB from Hopper on (cuBLAS reference, cublasSetWorkspace); a handle for each thread,
                    and a backward has a thread of its own. It is in torch's memory_allocated.
-  nccl_bytes       one 4 MiB buffer (NCCL_BUFFSIZE) each way for each of up to 32 channels (NCCL reference)
+  nccl_bytes       a process group: 591,396,864 bytes in the same rows, of one rank (NCCL 2.28); between
+                   ranks one 4 MiB buffer (NCCL_BUFFSIZE) each way for each of up to 32 channels (NCCL
+                   reference)
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from bench.trial import Trial
 
 CONTEXT_BYTES = 794_820_608
 INT8_CONTEXT_BYTES = 64 * 2**20
-NCCL_BYTES = 2 * 32 * 4 * 2**20
+NCCL_BYTES = 591_396_864
+NCCL_BUFFERS_BYTES = 2 * 32 * 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,15 @@ class Gpu:
     workspace_bytes: int
 
     def hardware_bytes(self, trial: Trial) -> dict[str, int]:
-        """What is not tensors, by what it is: context, workspaces, and NCCL's buffers between ranks."""
+        """What is not tensors, by what it is: context, workspaces, and NCCL's where there are ranks."""
         int8 = trial.precision.quantization == "int8"
         found = {
             "context": CONTEXT_BYTES + (INT8_CONTEXT_BYTES if int8 else 0),
             "workspace": self.workspaces_bytes(trial),
         }
-        return found | ({"nccl": NCCL_BYTES} if trial.world_size > 1 else {})
+        if trial.fsdp.name != "off":
+            found["nccl"] = NCCL_BYTES + (NCCL_BUFFERS_BYTES if trial.world_size > 1 else 0)
+        return found
 
     def workspaces_bytes(self, trial: Trial) -> int:
         """What cuBLAS has of the allocator's memory while the trial runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from typing import Any
 
@@ -10,8 +11,19 @@ from bench import timing
 from bench.categories import CATEGORIES
 from bench.flops import peak_flops_per_sec
 from bench.isolate import Outcome
+from bench.machine import ROOT
 from bench.schema import RANK_BYTES, SCHEMA
 from bench.trial import Trial
+
+_PLACES = re.compile(
+    rf'File "(?:{re.escape(str(ROOT))}/|[^"]*/(?:site|dist)-packages/|[^"]*/lib/(?=python3))'
+)
+
+
+def without_places(traceback: str) -> str:
+    """A traceback whose files are named from where this project, or what is installed, begins: rows are
+    published, and where somebody keeps them is nobody's business. The log beside the row has it whole."""
+    return _PLACES.sub('File "', traceback)
 
 
 def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +42,7 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
         "definition": json.dumps(trial.definition(), sort_keys=True),
         "status": outcome.status,
         "reason": outcome.reason,
-        "traceback": outcome.traceback,
+        "traceback": outcome.traceback and without_places(outcome.traceback),
         "wall_seconds": outcome.wall_seconds,
         **outcome.hardware,
     }

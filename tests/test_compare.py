@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,51 @@ def test_the_door_on_real_rows(bench_run: Callable[..., Command], tmp_path: Path
     done = door(f"baseline={sweep.results_dir}", f"candidate={tmp_path / 'unknown'}", script="compare.py")
     assert done.returncode == 0
     assert "Nothing to compare" in done.stdout
+
+
+def ten() -> list[dict[str, Any]]:
+    """One trial in ten processes on an H100: bf16_pure of LLaMA-7B, 2048 tokens."""
+    return results.records_in(reference.FOLDER / "nvidia-h100-80gb-hbm3-ten-replicates")
+
+
+def slowed(row: dict[str, Any], by: float) -> dict[str, Any]:
+    return row | {
+        "tokens_per_sec_per_device": row["tokens_per_sec_per_device"] * (1 - by),
+        "step_seconds": [second / (1 - by) for second in row["step_seconds"]],
+    }
+
+
+def test_a_gpu_s_noise_is_no_regression_and_five_percent_is_however_its_replicates_are_divided() -> None:
+    rows = ten()
+    said = {0.0: 0, 0.05: 0}
+    divisions = list(itertools.combinations(range(10), 5))
+    for chosen in divisions:
+        before = [rows[n] for n in range(10) if n not in chosen]
+        for by in said:
+            (found,) = compare(before, [slowed(rows[n], by) for n in chosen], Thresholds())
+            said[by] += found.regressions == ("slower",)
+    assert said == {0.0: 0, 0.05: len(divisions)}
+
+
+@pytest.mark.parametrize(
+    ("by", "code", "verdict"),
+    [(0.0, 0, "None of 1 trials got worse"), (0.05, 1, "1 of 1 trials got worse")],
+)
+def test_the_door_on_a_gpu_s_replicates(tmp_path: Path, by: float, code: int, verdict: str) -> None:
+    for row in ten():
+        half = "before" if row["replicate"] % 2 else "after"
+        results.write(slowed(row, by if half == "after" else 0.0), tmp_path / half, str(row["replicate"]))
+    done = door(f"baseline={tmp_path / 'before'}", f"candidate={tmp_path / 'after'}", script="compare.py")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert verdict in done.stdout
+    assert "precision=bf16_pure" in done.stdout
+
+
+def test_the_accepted_baselines_can_be_read_and_say_where_they_are_from() -> None:
+    for name in reference.names():
+        rows = results.records_in(reference.FOLDER / name)
+        assert name.startswith(reference.name_of(reference.device_of(rows)))
+        assert not any("/site-packages/" in (row["traceback"] or "") for row in rows)
 
 
 @pytest.mark.parametrize(
