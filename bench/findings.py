@@ -52,12 +52,13 @@ def _of_study(study: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
             f"Lowest peak: {best['label']} takes {size(best[PEAK])} instead of {size(first[PEAK])} "
             f"({first['label']}), {percent(best['peak_change'])}{_at(best)}."
         )
-    single = alone(study)
-    single = single[(single["status"] == "ok") & single["peak_change"].notna()]
-    if not single.empty and single["peak_change"].min() < -0.01:
-        top = single.nsmallest(1, "peak_change").iloc[0]
-        yield f"One technique alone: {top['added']} saves most, {percent(top['peak_change'])}{_at(top)}."
-    yield from _gifts_and_losses(single, first)
+    if first["baseline"]:  # else what is alone differs from what changes are counted from by two techniques
+        single = alone(study)
+        single = single[(single["status"] == "ok") & single["peak_change"].notna()]
+        if not single.empty and single["peak_change"].min() < -0.01:
+            top = single.nsmallest(1, "peak_change").iloc[0]
+            yield f"One technique alone: {top['added']} saves most, {percent(top['peak_change'])}{_at(top)}."
+        yield from _gifts_and_losses(single, first)
     if study[RATE].notna().sum() > 1:
         edge = frontier(study)
         yield f"No other trial beats these in both memory and speed: {'; '.join(edge['label'].head(4))}."

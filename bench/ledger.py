@@ -276,4 +276,4 @@ def summary(found: Iterable[Finding]) -> str:
     """How many of which verdict."""
     verdicts = Counter(finding.verdict for finding in found)
     counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    return f"{sum(verdicts.values())} claims: {counted}. Simulated for CUDA, which no GPU has graded yet."
+    return f"{sum(verdicts.values())} claims: {counted}. Simulated for CUDA."

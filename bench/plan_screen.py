@@ -85,7 +85,7 @@ def show_plan(
     if found[0].trial.workload.inference:
         console.print(_of_inference(found), highlight=False)
     console.print(
-        "Peaks are simulated; CUDA's path has not been graded on a GPU yet. tokens/s are the most that\n"
+        "Peaks are simulated (README.md: how well, on an H100). tokens/s are the most that\n"
         "the roofline allows at the largest micro-batch, for ranking only: it counts no launches and no\n"
         "traffic, neither between ranks nor with the host (so offload ranks last).",
         highlight=False,
