@@ -54,11 +54,7 @@ def _of_study(study: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
         )
     if first["baseline"]:  # else what is alone differs from what changes are counted from by two techniques
         single = alone(study)
-        single = single[(single["status"] == "ok") & single["peak_change"].notna()]
-        if not single.empty and single["peak_change"].min() < -0.01:
-            top = single.nsmallest(1, "peak_change").iloc[0]
-            yield f"One technique alone: {top['added']} saves most, {percent(top['peak_change'])}{_at(top)}."
-        yield from _gifts_and_losses(single, first)
+        yield from _of_single(single[(single["status"] == "ok") & single["peak_change"].notna()], first)
     if study[RATE].notna().sum() > 1:
         edge = frontier(study)
         yield f"No other trial beats these in both memory and speed: {'; '.join(edge['label'].head(4))}."
@@ -67,6 +63,13 @@ def _of_study(study: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
 def _at(row: Mapping[str, Any] | pd.Series[Any]) -> str:
     change = row["rate_change"]
     return "" if pd.isna(change) else f", at {percent(change)} tokens/s"
+
+
+def _of_single(single: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
+    if not single.empty and single["peak_change"].min() < -0.01:
+        top = single.nsmallest(1, "peak_change").iloc[0]
+        yield f"One technique alone: {top['added']} saves most, {percent(top['peak_change'])}{_at(top)}."
+    yield from _gifts_and_losses(single, first)
 
 
 def _gifts_and_losses(single: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
