@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import flops, results
+from bench import flops, gpus, results
 from bench.categories import CATEGORIES
 from bench.config import trial_from
 from bench.isolate import Outcome
@@ -212,7 +212,8 @@ def _sizes(what: Trial, held: dict[str, int]) -> Row:
 
 def _rank(what: Trial, device: Device, held: dict[str, int], rank: int) -> Row:
     tracked = sum(held.values())
-    peak = tracked + 112 - 8 * rank  # the first rank's is the largest
+    workspaces = gpus.workspaces_bytes(device.name, what)
+    peak = tracked + workspaces + 112 - 8 * rank  # the first rank's is the largest
     columns = _sizes(what, held) | {
         "peak_allocated_bytes": peak,
         "untracked_bytes": peak - tracked,
