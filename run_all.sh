@@ -112,7 +112,8 @@ case "${1:-all}" in
         "$venv/bin/python" -m ruff format --check .
         "$venv/bin/python" -m mypy
         say "Tests"
-        "$venv/bin/python" -m pytest "${@:2}"
+        # Side by side, a core each; tests/conftest.py says which stay together. `-n 0`: one after the other.
+        "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadgroup "${@:2}"
         ;;
     setup) make_environment ;;
     reference)

@@ -20,11 +20,14 @@ import pandas as pd
 import pytest
 import torch
 
+from bench import machine
 from bench.config import register_resolvers, trial_from
 from bench.trial import Trial
 from tests.sweeps import MATRIX, Here, Survived
 
 ROOT = Path(__file__).resolve().parents[1]
+
+EVERY_CORE = machine.cores()
 
 register_resolvers()
 torch.set_num_threads(
@@ -49,12 +52,44 @@ def make_trial(*overrides: str) -> Trial:
     return trial_from([*brief, *overrides])
 
 
+def pytest_configure() -> None:
+    """Tests that run side by side (xdist) have a core each, they and all that they start: two pools of
+    threads on the same cores would spin against each other, and devices are leased core by core."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        number = int(worker.removeprefix("gw"))
+        os.sched_setaffinity(0, {EVERY_CORE[number % len(EVERY_CORE)]})
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """All cores of this machine, for a test that divides them."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, EVERY_CORE)
+    yield
+    os.sched_setaffinity(0, mine)
+
+
 def pytest_collection_finish() -> None:
     """The libraries' million objects stay; without this, each full collection walks them again."""
     gc.freeze()
 
 
+# Files whose tests share nothing that is dear to make; the tests of any other stay together.
+_APART = (
+    "test_grading.py",
+    "test_simulate.py",
+    "test_estimate.py",
+    "test_estimate_inference.py",
+    "test_plan.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name not in _APART:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
     if not torch.accelerator.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -118,6 +118,7 @@ def test_what_fits_is_not_left_out(here: Here) -> None:
     assert here.statuses() == ["ok"]
 
 
+@pytest.mark.usefixtures("every_core")
 def test_trials_side_by_side_divide_the_cores(here: Here) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core cannot be divided")

@@ -157,10 +157,11 @@ class Night:
     environment: dict[str, str]
 
     def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         return subprocess.run(
             ["bash", "-e", "-c", command],  # as GitHub does where no shell is named
             cwd=self.root,
-            env={**os.environ, **self.environment, **environment},
+            env={**ours, **self.environment, **environment},
             capture_output=True,
             text=True,
             timeout=600,
