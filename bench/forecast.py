@@ -1,8 +1,8 @@
 """What is to be expected of trials before they run: peak, whether the device can hold it, how long it
 takes.
 
-The peak is simulated for this machine's device. It can be more than the device has (then the trial cannot
-fit, since nothing but tensors is counted) without the reverse being certain: the driver's own bytes and
+The peak is simulated for this machine's device, cuBLAS' workspaces on it included. It can be more than the
+device has (then the trial cannot fit) without the reverse being certain: the driver's own bytes and
 fragmentation come on top. Times are those of earlier rows of the same folder.
 """
 
