@@ -50,13 +50,14 @@ _COMPOSED = ("int8_mixed_scaled_mm", "int8_scaled_mm", "gemm_4bit")  # of other 
 _FLASH_BACKWARD = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
 
 
+def _kernel(func: Any) -> str:
+    """What bitsandbytes calls the operation, if it is one of its own."""
+    return str(func.name()).removeprefix("bitsandbytes::").split(".")[0]
+
+
 def composed(func: Any) -> bool:
     """Whether the bitsandbytes operation is Python over other operations on CUDA (its default kernels)."""
-    return func.name().removeprefix("bitsandbytes::").split(".")[0] in _COMPOSED
-
-
-def _nothing(_args: Any) -> int:
-    return 0
+    return _kernel(func) in _COMPOSED
 
 
 def _by_rows(args: Any) -> int:
@@ -95,10 +96,9 @@ def passing_bytes(func: Any, args: Any) -> int:
     Flash attention's backward: dq in float32 and the softmax statistics, sequence rounded up to 128 and
     head dimension to 32; it runs in 16 bits only. And what is between the lines of bitsandbytes' kernels.
     """
-    name = func.name()
-    if name.startswith("bitsandbytes::"):
-        return _INT8_BETWEEN.get(name.removeprefix("bitsandbytes::"), _nothing)(args)
-    if name != _FLASH_BACKWARD or args[1].dtype not in _NARROW:
+    if between := _INT8_BETWEEN.get(_kernel(func)):
+        return between(args)
+    if func.name() != _FLASH_BACKWARD or args[1].dtype not in _NARROW:
         return 0
     batch, heads, seq, head_dim = args[1].shape
     rows: int = batch * heads * (-(-seq // 128) * 128)

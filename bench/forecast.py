@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import gpus, isolate, machine, results, units
 from bench.trial import Trial
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,20 @@ def of(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
     outcome = isolate.run(imagined, log=log, timeout_seconds=timeout_seconds)
     peak = None
     if outcome.status == "ok":
-        peak = outcome.ranks[0]["peak_allocated_bytes"] + gpus.workspaces_bytes(_device_name(trial), trial)
+        device_name = next(iter(_of_its_gpus(trial, machine.gpu_names)), "")
+        peak = outcome.ranks[0]["peak_allocated_bytes"] + gpus.workspaces_bytes(device_name, trial)
     return Forecast(outcome.status, outcome.reason, peak, capacity_bytes(trial), outcome.wall_seconds)
 
 
-def _device_name(trial: Trial) -> str:
-    """The GPU that the trial would use here; nothing where it would use another device."""
+def _of_its_gpus(trial: Trial, ask: Callable[[], list[T]]) -> list[T]:
+    """What is answered for the GPUs that the trial would use here, the first of them first."""
     kind, _, index = trial.device.partition(":")
-    names = machine.gpu_names() if kind in ("auto", "cuda") else []
-    return next(iter(names[int(index or 0) :]), "")
+    return ask()[int(index or 0) :] if kind in ("auto", "cuda") else []
 
 
 def capacity_bytes(trial: Trial) -> int:
     """Memory of the device that the trial would use here, or what it pretends to have."""
-    kind, _, index = trial.device.partition(":")
-    gpus = machine.gpu_memory_bytes() if kind in ("auto", "cuda") else []
-    here = min(gpus[int(index or 0) :] or [machine.host_memory_bytes()])
+    here = min(_of_its_gpus(trial, machine.gpu_memory_bytes) or [machine.host_memory_bytes()])
     return here if trial.memory_limit_bytes is None else min(here, trial.memory_limit_bytes)
 
 

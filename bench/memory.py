@@ -165,14 +165,9 @@ class Tracker:
         """What each stretch of the step held, storages as they turned out."""
         return self._timeline.segments()
 
-    def allocator(self, workspaces: Iterable[int] = ()) -> CachingAllocator:
-        """CUDA's caching allocator, by its model, after what was watched: its peak is that of the step.
-
-        Args:
-            workspaces: what cuBLAS took before, in bytes.
-        """
+    def allocator(self) -> CachingAllocator:
+        """CUDA's caching allocator, by its model, after what was watched: its peak is that of the step."""
         replay = Replay()
-        replay.through((Storage(bytes=size), size) for size in workspaces)
         replay.through(self._history or self._timeline.initial.items())
         replay.allocator.peak_bytes = replay.allocator.allocated_bytes
         replay.through(self._timeline.changes)
