@@ -113,7 +113,7 @@ case "${1:-all}" in
         "$venv/bin/python" -m mypy
         say "Tests"
         # Side by side, a core each; tests/conftest.py says which stay together. `-n 0`: one after the other.
-        "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadgroup "${@:2}"
+        "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadscope --durations=10 "${@:2}"
         ;;
     setup) make_environment ;;
     reference)

@@ -15,35 +15,36 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 def main(arguments: list[str]) -> int:
     """Tests every claim, prints and writes the table, and returns the exit code."""
-    from bench import ledger
-    from bench.machine import ROOT
-    from bench.words import WordError, read_words
+    from bench.analysis import literature
+    from bench.config.key_values import KeyValueError, read_key_values
+    from bench.paths import ROOT
 
     try:
-        words = read_words(arguments, {"results_dir": ROOT / "results"})
-        claims = ledger.read(ledger.LEDGER)
-        imagined = {said: trial for claim in claims for said, trial in ledger.trials_of(claim).items()}
-    except (WordError, ledger.LedgerError) as error:
+        words = read_key_values(arguments, {"results_dir": ROOT / "results"})
+        claims = literature.read_claims(literature.LEDGER)
+        imagined = {said: trial for claim in claims for said, trial in literature.trials_of(claim).items()}
+    except (KeyValueError, literature.LedgerError) as error:
         print(f"bench/claims.py: {error}", file=sys.stderr)
         return 2
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from bench import results, studies
-    from bench.pool import Simulator
+    from bench.analysis import studies
+    from bench.processes.simulation_pool import Simulator
+    from bench.results import store
 
     with Simulator() as predict:
         columns = dict(zip(imagined, predict(list(imagined.values())), strict=True))
-    values = {claim.claim: ledger.simulated(claim, columns) for claim in claims}
-    ledger.write_values(values, words["results_dir"] / "claims.json")
-    trials = studies.trials(results.read(words["results_dir"], columns=studies.COLUMNS))
-    findings = ledger.findings(claims, values, trials)
-    text = ledger.markdown(findings)
+    values = {claim.claim: literature.simulated(claim, columns) for claim in claims}
+    literature.write_values(values, words["results_dir"] / "claims.json")
+    trials = studies.trials(store.read(words["results_dir"], columns=studies.COLUMNS))
+    findings = literature.judge_claims(claims, values, trials)
+    text = literature.markdown(findings)
     target = words["results_dir"] / "report" / "claims.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("# Claims\n\n" + text)
     Console(width=160).print(Markdown(text))
-    print(f"\n{ledger.summary(findings)}\nAlso in {target}")
+    print(f"\n{literature.summary(findings)}\nAlso in {target}")
     return 0
 
 

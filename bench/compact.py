@@ -16,38 +16,39 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 def main(arguments: list[str]) -> int:
     """Merges, says what came of it, and returns the exit code."""
-    from bench.machine import ROOT
-    from bench.words import WordError, read_words
+    from bench.config.key_values import KeyValueError, read_key_values
+    from bench.paths import ROOT
 
     try:
-        words = read_words(arguments, {"results_dir": ROOT / "results", "older_than_days": 0.0})
+        words = read_key_values(arguments, {"results_dir": ROOT / "results", "older_than_days": 0.0})
         if not (words["results_dir"] / "trials").is_dir():
-            raise WordError(f"results_dir={words['results_dir']}: no folder trials in it")
-    except WordError as error:
+            raise KeyValueError(f"results_dir={words['results_dir']}: no folder trials in it")
+    except KeyValueError as error:
         print(f"bench/compact.py: {error}", file=sys.stderr)
         return 2
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from bench import dataset, reading
-    from bench.units import count
+    from bench.formatting import count_of
+    from bench.results import compaction, parquet
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
             task = live.add_task("merging files", total=None)
-            done = dataset.merge(
+            done = compaction.compact(
                 words["results_dir"],
                 words["older_than_days"],
                 lambda read, of: live.update(task, completed=read, total=of),
             )
-    except (OSError, dataset.BusyError) as error:
+    except (OSError, compaction.BusyError) as error:
         print(f"bench/compact.py: {error}", file=sys.stderr)
         return 1
-    reading.say(done.left, "left as it is")
-    into = f" into {count(len(done.parts), 'file')}" if done.parts else ""
-    print(f"{count(done.rows, 'row')} of {count(done.files, 'file')} merged{into}, {len(done.left)} left")
+    parquet.warn_unreadable(done.left, "left as it is")
+    into = f" into {count_of(len(done.parts), 'file')}" if done.parts else ""
+    merged = f"{count_of(done.rows, 'row')} of {count_of(done.files, 'file')} merged"
+    print(f"{merged}{into}, {len(done.left)} left")
     return 0
 
 

@@ -24,9 +24,9 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 def main(arguments: list[str]) -> int:
     """Compares, prints, and returns the exit code."""
-    from bench import comparing
-    from bench.machine import ROOT
-    from bench.words import WordError, plain, read_words
+    from bench.analysis import comparison
+    from bench.config.key_values import KeyValueError, options_as_key_values, read_key_values
+    from bench.paths import ROOT
 
     defaults: dict[str, Any] = {
         "baseline": "",
@@ -39,20 +39,20 @@ def main(arguments: list[str]) -> int:
         "markdown": "",
     }
     try:
-        words = read_words(plain(arguments), defaults)
+        words = read_key_values(options_as_key_values(arguments), defaults)
         return _compare(words)
-    except (WordError, comparing.OtherDevice) as error:
-        hint = " (any_device=true compares them all the same)" * isinstance(error, comparing.OtherDevice)
+    except (KeyValueError, comparison.OtherDevice) as error:
+        hint = " (any_device=true compares them all the same)" * isinstance(error, comparison.OtherDevice)
         print(f"bench/compare.py: {error}{hint}", file=sys.stderr)
         return 2
 
 
 def _compare(words: dict[str, Any]) -> int:
-    from bench import comparing
-    from bench.words import WordError
+    from bench.analysis import comparison
+    from bench.config.key_values import KeyValueError
 
     if bool(words["baseline"]) == bool(words["baseline_ref"]):
-        raise WordError("say either baseline=PATH or baseline_ref=NAME")
+        raise KeyValueError("say either baseline=PATH or baseline_ref=NAME")
     after = _rows(words["candidate"])
     baseline = words["baseline"] or _accepted(words["baseline_ref"], after, words["candidate"])
     if words["baseline_ref"] == "auto" and not any(Path(baseline).rglob("*.parquet")):
@@ -61,32 +61,32 @@ def _compare(words: dict[str, Any]) -> int:
         print(advice)
         return 0
     before = _rows(baseline)
-    thresholds = comparing.Thresholds(words["memory_bytes"], words["slower"], words["p"])
-    found = comparing.compare(before, after, thresholds, any_device=words["any_device"])
-    said = comparing.verdict(found, before, after)
-    _write(words["markdown"], "\n\n".join([comparing.markdown(found).rstrip(), *said]))
+    thresholds = comparison.Thresholds(words["memory_bytes"], words["slower"], words["p"])
+    found = comparison.compare(before, after, thresholds, any_device=words["any_device"])
+    said = comparison.verdict(found, before, after)
+    _write(words["markdown"], "\n\n".join([comparison.comparison_markdown(found).rstrip(), *said]))
     _show(found, said)
     return 1 if any(one.regressions for one in found) else 0
 
 
 def _accepted(name: str, after: list[dict[str, Any]], candidate: str) -> str:
     """The folder of a set in the repository; with auto it need not be there."""
-    from bench import reference
-    from bench.words import WordError
+    from bench.config.key_values import KeyValueError
+    from bench.results import baselines
 
     if name != "auto":
-        if name not in reference.names():
-            there = ", ".join(reference.names()) or "none yet"
-            raise WordError(f"baseline_ref={name}: no such set; there are: {there}; or auto, by device")
-        return str(reference.FOLDER / name)
+        if name not in baselines.names():
+            there = ", ".join(baselines.names()) or "none yet"
+            raise KeyValueError(f"baseline_ref={name}: no such set; there are: {there}; or auto, by device")
+        return str(baselines.FOLDER / name)
     try:
-        return str(reference.FOLDER / reference.name_of(reference.device_of(after)))
+        return str(baselines.FOLDER / baselines.name_of(baselines.device_of(after)))
     except ValueError as error:
-        raise WordError(f"baseline_ref=auto: the rows of {candidate} were {error}") from None
+        raise KeyValueError(f"baseline_ref=auto: the rows of {candidate} were {error}") from None
 
 
 def _how_to_accept(folder: str, candidate: str) -> str:
-    from bench.machine import ROOT
+    from bench.paths import ROOT
 
     place = Path(folder).relative_to(ROOT)
     return (
@@ -103,17 +103,18 @@ def _write(markdown: str, text: str) -> None:
 
 
 def _rows(place: str) -> list[dict[str, Any]]:
-    from bench import results, resume
-    from bench.words import WordError
+    from bench.config.key_values import KeyValueError
+    from bench.results import store
+    from bench.sweep import resume
 
     folder = Path(place).expanduser()
     if folder.is_dir():
         nested = folder / "trials"
-        return resume.settled(results.records_in(nested if nested.is_dir() else folder))
+        return resume.without_resolved_failures(store.records_in(nested if nested.is_dir() else folder))
     files = sorted(folder.parent.glob(folder.name)) if folder.parent.is_dir() else []
     if not files:
-        raise WordError(f"{place}: neither a folder nor files")
-    return resume.settled(results.records_of(files))
+        raise KeyValueError(f"{place}: neither a folder nor files")
+    return resume.without_resolved_failures(store.records_of(files))
 
 
 def _show(found: list[Any], said: list[str]) -> None:
@@ -121,12 +122,12 @@ def _show(found: list[Any], said: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bench import comparing
+    from bench.analysis import comparison
 
     console = Console()
     console = console if console.is_terminal else Console(width=180)
     if found:
-        header, rows = comparing.lines(found)
+        header, rows = comparison.comparison_lines(found)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in header:
             table.add_column(name, overflow="fold")

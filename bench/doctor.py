@@ -16,19 +16,19 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 def main(arguments: list[str]) -> int:
     """Prints one line for each finding and returns the exit code."""
-    from bench.machine import ROOT
-    from bench.words import WordError, read_words
+    from bench.config.key_values import KeyValueError, read_key_values
+    from bench.paths import ROOT
 
     try:
-        words = read_words(arguments, {"results_dir": ROOT / "results", "trial": True})
-    except WordError as error:
+        words = read_key_values(arguments, {"results_dir": ROOT / "results", "trial": True})
+    except KeyValueError as error:
         print(f"bench/doctor.py: {error}", file=sys.stderr)
         return 2
-    from bench import diagnosis, screen
+    from bench.sweep import diagnosis, progress
 
     found = []
     for finding in diagnosis.findings(words["results_dir"], trial=words["trial"]):
-        screen.finding(finding)
+        progress.finding(finding)
         found.append(finding)
     wrong = [finding for finding in found if finding.wrong]
     print(f"\n{len(wrong)} of {len(found)} to mend" if wrong else f"\nAll {len(found)} are well")

@@ -18,18 +18,20 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 def main(arguments: list[str]) -> int:
     """Grades, prints and writes; returns the exit code."""
-    from bench import grading
-    from bench.machine import ROOT
-    from bench.words import WordError, read_words
+    from bench.analysis import accuracy, accuracy_grid
+    from bench.config.key_values import KeyValueError, read_key_values
+    from bench.paths import ROOT
 
     defaults: dict[str, Any] = {"results_dir": ROOT / "results", "grid": False, "sample": 0, "seed": 0}
     try:
-        words = read_words(arguments, defaults)
-    except WordError as error:
+        words = read_key_values(arguments, defaults)
+    except KeyValueError as error:
         print(f"bench/grade.py: {error}", file=sys.stderr)
         return 2
     folder: Path = words["results_dir"]
-    chosen = (grading.grid() if words["grid"] else []) + grading.sample(words["sample"], words["seed"])
+    chosen = (accuracy_grid.grid() if words["grid"] else []) + accuracy_grid.sample(
+        words["sample"], words["seed"]
+    )
     found, failed = _grade(folder, chosen)
     if not found:
         print(
@@ -38,13 +40,13 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    grades = grading.grades(found)
+    grades = accuracy.grades_by_technique(found)
     _write(found, grades, folder / "report")
     from rich.console import Console
 
     console = Console()
     console = console if console.is_terminal else Console(width=120)
-    console.print(grading.table(grades))
+    console.print(accuracy.grades_table(grades))
     shares = [one.bound_share for one in found if one.bound_share]
     if shares:
         above = sum(share > 1 for share in shares)
@@ -64,8 +66,8 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
     from rich.console import Console
     from rich.progress import track
 
-    from bench import predictions
-    from bench.pool import Simulator
+    from bench.analysis import predictions
+    from bench.processes.simulation_pool import Simulator
 
     tasks: list[tuple[str, Any, Any]] = [
         *((row["overrides"], predictions.grade_row, row) for row in predictions.measured_trials(folder)),
@@ -80,25 +82,27 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
         for label, grade, what in track(tasks, "grading", console=console):
             try:
                 found.append(grade(what, simulator))
-            except predictions.NotGraded as error:
+            except predictions.NotGradedError as error:
                 console.print(f"passed over: {label}: {error}", markup=False, highlight=False)
                 failed += 1
     return found, failed
 
 
 def _write(found: list[Any], grades: Any, folder: Path) -> None:
-    from bench import grading
+    from bench.analysis import accuracy
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "grades.md").write_text("# Prediction against measurement\n\n" + grading.markdown(grades))
+    (folder / "grades.md").write_text(
+        "# Prediction against measurement\n\n" + accuracy.grades_markdown(grades)
+    )
     with (folder / "grades.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        names = (f"{name}_error" for name in grading.PREDICTORS)
+        names = (f"{name}_error" for name in accuracy.PREDICTORS)
         writer.writerow(
             ["trial", "measured_bytes", *names, "worst_category_error", "roofline_over_measured"]
         )
         for one in found:
-            errors = (one.errors.get(name) for name in grading.PREDICTORS)
+            errors = (one.errors.get(name) for name in accuracy.PREDICTORS)
             worst = max(map(abs, one.category_errors.values()), default=None)
             writer.writerow([one.label, one.measured_bytes, *errors, worst, one.bound_share])
 

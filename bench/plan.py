@@ -22,32 +22,34 @@ _DEFAULTS = ("seq_len=1024", "micro_batch_size=1")
 
 def main(arguments: list[str]) -> int:
     """Plans, prints, and returns the exit code."""
-    from bench import commands, config, gpus, planning
-    from bench.machine import ROOT
-    from bench.trial import Trial
-    from bench.words import WordError, read_words
+    from bench.analysis import planning
+    from bench.config import command_line, compose
+    from bench.config.key_values import KeyValueError, read_key_values
+    from bench.machine import gpu_catalogue
+    from bench.paths import ROOT
+    from bench.trial.spec import Trial
 
     own: dict[str, Any] = {"gpu": "auto", "gpus": 1, "margin": 0.05, "results_dir": ROOT / "results"}
     mine = [word for word in arguments if word.partition("=")[0] in own]
     others = [word for word in arguments if word not in mine and word != "-m"]
     try:
-        words = read_words(mine, own)
+        words = read_key_values(mine, own)
         cards = [_card(name) for name in words["gpu"].split(",")]
         if not 0 <= words["margin"] < 1:
-            raise WordError(f"margin={words['margin']}: must be at least 0 and less than 1")
+            raise KeyValueError(f"margin={words['margin']}: must be at least 0 and less than 1")
         if words["gpus"] < 1:
-            raise WordError(f"gpus={words['gpus']}: must be at least 1")
-        asked = commands.choices([*_defaults(others), *map(_model, others)])
-        plans: list[tuple[gpus.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
+            raise KeyValueError(f"gpus={words['gpus']}: must be at least 1")
+        asked = command_line.choices([*_defaults(others), *map(_model, others)])
+        plans: list[tuple[gpu_catalogue.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
         axes, tables = _split(asked)
         for card, table in itertools.product(cards, itertools.product(*tables)):
             fixed = (*table, *(values[0] for values in axes if len(values) == 1))
             plans.append((card, fixed, _trials(fixed, axes, words["gpus"], card)))
-    except (WordError, config.CommandError) as error:
+    except (KeyValueError, compose.CommandError) as error:
         print(f"bench/plan.py: {error}", file=sys.stderr)
         return 2
-    from bench import plan_screen
-    from bench.pool import Simulator
+    from bench.analysis import plan_table
+    from bench.processes.simulation_pool import Simulator
 
     any_fits = False
     with Simulator() as predict:
@@ -64,39 +66,39 @@ def main(arguments: list[str]) -> int:
                 first = str(error).strip().splitlines()[0]
                 print(f"bench/plan.py: {' '.join(fixed)}: {first}", file=sys.stderr)
                 return 2
-            found = plan_screen.with_measured(found, card, words["results_dir"])
+            found = plan_table.with_measured(found, card, words["results_dir"])
             any_fits |= any(answer.fits for answer in found)
-            plan_screen.show_plan(found, card, fixed, words["margin"], said, planning.reasons(trials))
+            plan_table.show_plan(found, card, fixed, words["margin"], said, planning.reasons(trials))
     return 0 if any_fits else 1
 
 
 def _defaults(given: list[str]) -> list[str]:
     """Shapes that the command line leaves open; what a plan decides itself cannot be given."""
-    from bench.words import WordError
+    from bench.config.key_values import KeyValueError
 
     keys = {word.partition("=")[0] for word in given}
     for key in sorted(keys & {"method", "device", "whole", "formula"}):
-        raise WordError(f"{key}: a plan is simulated, for the card that gpu= names")
+        raise KeyValueError(f"{key}: a plan is simulated, for the card that gpu= names")
     return [word for word in _DEFAULTS if word.partition("=")[0] not in keys]
 
 
 def _card(name: str) -> Any:
-    from bench import gpus
-    from bench.words import WordError
+    from bench.config.key_values import KeyValueError
+    from bench.machine import gpu_catalogue
 
-    cards = gpus.catalogue()
+    cards = gpu_catalogue.catalogue()
     if name in cards:
         return cards[name]
     if name != "auto":
-        raise WordError(f"gpu={name}: not in conf/gpu/; choose auto or one of {', '.join(cards)}")
-    from bench.machine import gpu_names
+        raise KeyValueError(f"gpu={name}: not in conf/gpu/; choose auto or one of {', '.join(cards)}")
+    from bench.machine.nvml import gpu_names
 
     present = gpu_names()
     if not present:
-        raise WordError(f"gpu=auto: this machine has no NVIDIA GPU; choose one of {', '.join(cards)}")
-    card = gpus.by_device_name(present[0])
+        raise KeyValueError(f"gpu=auto: this machine has no NVIDIA GPU; choose one of {', '.join(cards)}")
+    card = gpu_catalogue.by_device_name(present[0])
     if card is None:
-        raise WordError(
+        raise KeyValueError(
             f"gpu=auto: {present[0]} is not in conf/gpu/; add it, or choose one of {', '.join(cards)}"
         )
     return card
@@ -118,14 +120,15 @@ def _split(asked: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
 def _trials(
     fixed: tuple[str, ...], axes: list[list[str]], ranks: int, card: Any
 ) -> dict[tuple[str, ...], Any]:
-    from bench import config, planning
-    from bench.words import WordError
+    from bench.analysis import planning
+    from bench.config import compose
+    from bench.config.key_values import KeyValueError
 
     chosen = {values[0].partition("=")[0].split(".")[0] for values in axes}
     trials = {}
-    inference = config.trial_from(list(fixed)).workload.inference
+    inference = compose.trial_from(list(fixed)).workload.inference
     if inference and ranks > 1:
-        raise WordError(f"gpus={ranks}: inference is planned for one card")
+        raise KeyValueError(f"gpus={ranks}: inference is planned for one card")
     offered = (
         planning.inference_combinations(chosen, card)
         if inference
@@ -134,14 +137,14 @@ def _trials(
     for combined in offered:
         for varied in itertools.product(*(values for values in axes if len(values) > 1)):
             words = (*varied, *combined)
-            trials[words or ("as given",)] = config.trial_from(
+            trials[words or ("as given",)] = compose.trial_from(
                 [*fixed, *words, "method=simulate", "device=cuda"]
             )
     return trials
 
 
 def _bound(work: Any, card: Any) -> float:
-    from bench.roofline import step_seconds
+    from bench.methods.roofline import step_seconds
 
     return step_seconds(work, card)
 

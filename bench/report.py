@@ -17,12 +17,12 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 def main(arguments: list[str]) -> int:
     """Writes the report, says where it is and what it found, and returns the exit code."""
-    from bench.machine import ROOT
-    from bench.words import WordError, read_words
+    from bench.config.key_values import KeyValueError, read_key_values
+    from bench.paths import ROOT
 
     try:
-        words = read_words(arguments, {"results_dir": ROOT / "results", "notebooks": False})
-    except WordError as error:
+        words = read_key_values(arguments, {"results_dir": ROOT / "results", "notebooks": False})
+    except KeyValueError as error:
         print(f"bench/report.py: {error}", file=sys.stderr)
         return 2
     results_dir = words["results_dir"]
@@ -45,27 +45,29 @@ def main(arguments: list[str]) -> int:
 
 
 def _read(results_dir: Path):  # type: ignore[no-untyped-def]
-    from bench import results, studies
+    from bench.analysis import studies
+    from bench.results import store
 
-    return results.read(results_dir, columns=studies.COLUMNS)
+    return store.read(results_dir, columns=studies.COLUMNS)
 
 
 def _render(results_dir: Path, target: Path) -> tuple[list[Path], int]:
-    from bench import notebooks
+    from bench.reports import notebooks
 
     try:
         return notebooks.render(results_dir, target), 0
-    except notebooks.NotRendered as error:
+    except notebooks.NotRenderedError as error:
         print(f"bench/report.py: {error}", file=sys.stderr)
         return [], 1
 
 
 def _write(rows, results_dir: Path, target: Path, pages: list[Path]) -> list[str]:  # type: ignore[no-untyped-def]
-    from bench import ledger, publishing, reporting
+    from bench.analysis import literature
+    from bench.reports import contents, write
 
-    claims = ledger.read(ledger.LEDGER)
-    report = reporting.build(rows, claims, ledger.read_values(results_dir / "claims.json"))
-    publishing.write(report, target, pages)
+    claims = literature.read_claims(literature.LEDGER)
+    report = contents.build_report(rows, claims, literature.read_values(results_dir / "claims.json"))
+    write.write_report(report, target, pages)
     return report.findings
 
 

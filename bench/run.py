@@ -15,7 +15,7 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from bench.config import CONF, register_resolvers  # noqa: E402
+from bench.config.compose import CONF, register_resolvers  # noqa: E402
 
 register_resolvers()
 
@@ -23,13 +23,14 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> dict[str, Any] | None:
     """One Hydra job, under whatever launcher: one trial in fresh processes, one row."""
-    from bench import job, signals
+    from bench.sweep.job import run
+    from bench.sweep.signals import install_handlers
 
-    signals.arrange(door=False)
-    return job.run(config)
+    install_handlers(door=False)
+    return run(config)
 
 
 if __name__ == "__main__":
-    from bench import sweep
+    from bench.sweep.main import main
 
-    sys.exit(sweep.main(job, sys.argv))
+    sys.exit(main(job, sys.argv))

@@ -15,13 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import flops, gpus, results
-from bench.categories import CATEGORIES
-from bench.config import trial_from
-from bench.isolate import Outcome
-from bench.rows import row_of
-from bench.rules import skip_reason
-from bench.trial import Trial
+from bench.config.compose import trial_from
+from bench.machine import gpu_catalogue
+from bench.results import store
+from bench.sweep.row_assembly import row_of
+from bench.trial.outcome import Outcome
+from bench.trial.skip_rules import skip_reason
+from bench.trial.spec import Trial
+from bench.trial.vocabulary import CATEGORIES
+from bench.workload import flops
 
 Row = dict[str, Any]
 
@@ -212,7 +214,7 @@ def _sizes(what: Trial, held: dict[str, int]) -> Row:
 
 def _rank(what: Trial, device: Device, held: dict[str, int], rank: int) -> Row:
     tracked = sum(held.values())
-    workspaces = gpus.workspaces_bytes(device.name, what)
+    workspaces = gpu_catalogue.workspaces_bytes(device.name, what)
     peak = tracked + workspaces + 112 - 8 * rank  # the first rank's is the largest
     columns = _sizes(what, held) | {
         "peak_allocated_bytes": peak,
@@ -295,7 +297,7 @@ def again(**changes: Any) -> list[Row]:
 def write(rows: Iterable[Row], results_dir: Path) -> Path:
     """Writes rows as a sweep would, one file each; the folder."""
     for number, row in enumerate(rows):
-        results.write(row, results_dir, f"{row['sweep_id']}-{number:04d}-{row['trial_id']}")
+        store.write(row, results_dir, f"{row['sweep_id']}-{number:04d}-{row['trial_id']}")
     return results_dir
 
 

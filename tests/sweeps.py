@@ -13,7 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from bench import results, screen, server, signals, sweep
+from bench.processes import fork_server
+from bench.results import store
+from bench.sweep import main, progress, signals
 
 Hook = Callable[[str, str], None]
 
@@ -67,16 +69,16 @@ class Here:
 
         with self._monkeypatch.context() as patch, _signals_restored():
             if at is not None:
-                shown = screen.Line.stage
+                shown = progress.Line.stage
 
-                def stage(line: screen.Line, now: str) -> None:
+                def stage(line: progress.Line, now: str) -> None:
                     shown(line, now)
                     at(line.label, now)
 
-                patch.setattr(screen.Line, "stage", stage)
+                patch.setattr(progress.Line, "stage", stage)
             argv = ["bench/run.py", "-m", *BRIEF, ALONE, f"results_dir={self.folder}", *words]
             patch.setattr(sys, "argv", argv)
-            code = sweep.main(job, argv)
+            code = main.main(job, argv)
         self.runs.append(self._aftermath(code))
         return code
 
@@ -90,7 +92,7 @@ class Here:
         return [row["status"] for row in self.rows()]
 
     def rows(self) -> list[dict[str, Any]]:
-        return results.records(self.folder)
+        return store.records(self.folder)
 
     def finished(self) -> list[str]:
         """Ids of the trials that have a final row, once for each such row."""
@@ -99,7 +101,7 @@ class Here:
     def torn(self) -> list[str]:
         """Files under `trials` that are not whole rows, hidden ones included."""
         files = [path for path in (self.folder / "trials").iterdir() if path.is_file()]
-        whole = {path for path in files if path.suffix == ".parquet" and results.records_of([path])}
+        whole = {path for path in files if path.suffix == ".parquet" and store.records_of([path])}
         return sorted({path.name for path in set(files) - whole} - self.foreign)
 
     def orphans(self) -> list[psutil.Process]:
@@ -109,7 +111,7 @@ class Here:
 
 def workers() -> list[psutil.Process]:
     """The fork server's children, oldest first."""
-    pid = server.pid()
+    pid = fork_server.fork_server_pid()
     return sorted(psutil.Process(pid).children(), key=lambda worker: worker.pid) if pid else []
 
 

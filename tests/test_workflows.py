@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from bench import reference, results
+from bench.results import baselines, store
 from tests.conftest import ROOT
 
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -170,12 +170,12 @@ class Night:
 
     def accept(self, lighter: int = 0) -> None:
         """Stores the night's rows as the device's baseline, with peaks that many bytes lower."""
-        rows = results.records(self.root / "results" / "nightly")
-        folder = self.root / "results" / "reference" / reference.name_of(reference.device_of(rows))
+        rows = store.records(self.root / "results" / "nightly")
+        folder = self.root / "results" / "reference" / baselines.name_of(baselines.device_of(rows))
         shutil.rmtree(folder, ignore_errors=True)
         for number, row in enumerate(rows):
             lower = row | {"peak_allocated_bytes": row["peak_allocated_bytes"] - lighter}
-            results.write(lower, folder, f"row-{number}")
+            store.write(lower, folder, f"row-{number}")
         for path in (folder / "trials").iterdir():
             path.rename(folder / path.name)
         (folder / "trials").rmdir()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bench.caching import CachingAllocator
-from bench.comparing import Thresholds, compare
-from bench.estimate import closed_form
+from bench.analysis.comparison import Thresholds, compare
+from bench.memory.cuda_allocator import CachingAllocator
+from bench.methods.estimate.closed_form import closed_form
 from tests.conftest import make_trial
 
 

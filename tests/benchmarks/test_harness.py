@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import isolate
-from bench.build import build
-from bench.measure import _timed
-from bench.state import Run
+from bench.methods.timed_steps import _timed
+from bench.processes import isolate
+from bench.workload.build import build
+from bench.workload.state import Run
 from tests.conftest import make_trial
 
 STEPS, ROUNDS = 25, 15
@@ -79,7 +79,7 @@ def test_overhead_of_a_trial(benchmark: Any, tmp_path: Path, start_method: str) 
     overheads: list[float] = []
 
     def one_trial() -> None:
-        outcome = isolate.run(
+        outcome = isolate.run_isolated(
             make_trial(),
             log=tmp_path / "logs" / "trial.log",
             timeout_seconds=120,

@@ -1,0 +1,1 @@
+"""From rows to answers: studies, tables, findings, accuracy, claims, comparisons, plans."""

@@ -1,0 +1,1 @@
+"""From the command line, through Hydra, to a checked Trial."""

@@ -1,0 +1,258 @@
+"""The command line, checked whole before anything starts, and as Hydra is told it.
+
+A sweep is checked value by value: each value of each swept axis is composed once beside the others' first
+values. Whatever single value is misspelt or ill-typed is found that way; a combination of valid values is
+never an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from bench.config.compose import (
+    CONF,
+    CommandError,
+    Job,
+    composed,
+    job_of,
+    nearest,
+    register_resolvers,
+    trial_of,
+)
+from bench.trial.spec import Trial
+
+_NOT_SWEPT = ("replicates", "results_dir", "resume", "dry_run", "skip_predicted_oom", "jobs", "busy")
+_LAUNCHER = "hydra/launcher"
+_LAUNCHERS = (_LAUNCHER, "hydra.launcher")
+_HYDRAS_OWN = (_LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.verbose", "hydra.mode")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A checked command line: Hydra's arguments, how many trials they make, where rows will go."""
+
+    arguments: list[str]
+    sweep_id: str
+    size: int | None
+    results_dir: Path
+    dry_run: bool
+    launcher: str
+
+
+def choices(arguments: list[str]) -> list[list[str]]:
+    """Each override of the command line as its values, one word each: key=a,b is [key=a, key=b].
+
+    Raises:
+        CommandError: the line cannot be read, or a name in it is unknown.
+    """
+    register_resolvers()
+    overrides = _parse(arguments)
+    values = [_values(override) for override in overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        _check_names(overrides, values)
+    return values
+
+
+def check(arguments: list[str], *, multirun: bool, sweep_id: str) -> Command:
+    """Reads the overrides as Hydra will, and finds every mistake before any trial starts.
+
+    Args:
+        arguments: overrides as given (key=value, key=a,b).
+        multirun: whether -m was given.
+        sweep_id: the id that rows of this command will carry.
+
+    Raises:
+        CommandError: with one message for the first mistake found.
+    """
+    try:
+        return _checked(arguments, multirun, sweep_id)
+    except CommandError:
+        raise
+    except Exception as error:  # Hydra and OmegaConf meet some words with whatever they stumble over
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CommandError(f"cannot read the command line: {said}") from None
+
+
+def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
+    overrides = _parse(arguments)
+    foreign = any(override.key_or_group == "hydra/sweeper" for override in overrides)
+    if foreign:  # what only that sweeper understands is checked by its jobs as they come
+        overrides = [o for o in overrides if not o.is_sweep_override() or o.is_discrete_sweep()]
+    choices = [_values(override) for override in overrides]
+    if not multirun:
+        for override in overrides:
+            if override.is_sweep_override():
+                raise CommandError(f"{override.input_line}: several values need -m (a sweep)")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        _check_names(overrides, choices)
+        first = [values[0] for values in choices]
+        config = composed(first)
+        job = job_of(config)
+        trial_of(config)
+        for index, values in enumerate(choices):
+            for value in values[1:]:
+                varied = _with_number(config, value) or composed(
+                    [*first[:index], value, *first[index + 1 :]]
+                )
+                trial_of(varied)
+                job_of(varied)
+    return _command(arguments, overrides, choices, job, sweep_id, foreign)
+
+
+def _with_number(config: DictConfig, word: str) -> DictConfig | None:
+    """The config with a key's plain number changed, which takes a tenth of composing it anew: sweeps over
+    hundreds of seeds are common. None where the word is anything else."""
+    key, _, text = word.partition("=")
+    if not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key) or not re.fullmatch(r"-?\d{1,18}(\.\d+)?", text):
+        return None
+    varied = copy.deepcopy(config)
+    OmegaConf.update(varied, key, float(text) if "." in text else int(text))
+    return varied
+
+
+def _command(
+    arguments: list[str],
+    overrides: list[Override],
+    choices: list[list[str]],
+    job: Job,
+    sweep_id: str,
+    foreign: bool,
+) -> Command:
+    for override, values in zip(overrides, choices, strict=True):
+        if override.key_or_group in _NOT_SWEPT and len(values) > 1:
+            raise CommandError(f"{override.key_or_group} cannot be swept")
+    size = None if foreign else math.prod((job.replicates, *map(len, choices)))
+    added = [f"sweep_id={sweep_id}", f"sweep_size={'null' if size is None else size}"]
+    given = [a for a in arguments if not a.startswith(("sweep_id=", "sweep_size="))]
+    if job.replicates > 1 and foreign:
+        raise CommandError(
+            f"replicates={job.replicates}: needs Hydra's own sweeper, without hydra/sweeper="
+        )
+    if job.replicates > 1:
+        # The first override varies slowest: every trial once, then every trial again.
+        numbers = ",".join(str(number) for number in range(job.replicates))
+        given = [f"replicate={numbers}", *given]
+    if size != 1 or any(override.is_sweep_override() for override in overrides):
+        added.append("hydra.mode=MULTIRUN")
+    launcher, given, more = _launched(given, job)
+    return Command([*given, *added, *more], sweep_id, size, job.results_dir, job.dry_run, launcher)
+
+
+def _launched(given: list[str], job: Job) -> tuple[str, list[str], list[str]]:
+    """The launcher, the words without it where it does not count, and those that choose it.
+
+    Raises:
+        CommandError: jobs= and a launcher, which has its own way to say how many.
+    """
+    named = [word.partition("=")[2] for word in given if word.startswith(f"{_LAUNCHER}=")]
+    if job.dry_run:  # one after the other, and here
+        return "basic", [word for word in given if not word.lstrip("+").startswith(_LAUNCHERS)], []
+    if job.jobs == 1:
+        return (named or ["basic"])[-1], given, []
+    if named:
+        raise CommandError(f"jobs={job.jobs}: hydra/launcher={named[-1]} has its own limit of jobs")
+    return "joblib", given, [f"{_LAUNCHER}=joblib", f"hydra.launcher.n_jobs={job.jobs}"]
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    try:
+        return list(OverridesParser.create().parse_overrides(arguments))
+    except HydraException as error:
+        first = str(error).splitlines()[0]
+        raise CommandError(f"cannot read the command line: {first}") from None
+
+
+def _values(override: Override) -> list[str]:
+    """The override once for each value it sweeps over, each as its own command line word."""
+    word = str(override.input_line)
+    if not override.is_sweep_override():
+        return [word]
+    if not override.is_discrete_sweep():
+        raise CommandError(f"{word}: this kind of sweep needs another Hydra sweeper")
+    swept = override.value()
+    if not isinstance(swept, Glob):
+        values = list(override.sweep_string_iterator())
+    else:
+        levels = _levels(override.key_or_group)
+        values = swept.filter(levels)
+        if not values:
+            raise CommandError(f"{word}: matches none of {', '.join(levels)}")
+    return [f"{word.partition('=')[0]}={value}" for value in values]
+
+
+def _levels(axis: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / axis).glob("*.yaml"))
+
+
+def _axes() -> list[str]:
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    return sorted(groups & {field.name for field in fields(Trial)})
+
+
+def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
+    """Axes, levels and keys, with a suggestion where one is nearly right."""
+    known = sorted(_keys(OmegaConf.to_container(composed([]), resolve=False)))
+    for override, values in zip(overrides, choices, strict=True):
+        key = override.key_or_group
+        _check_hydra(key, str(override.input_line))
+        if override.type != OverrideType.CHANGE or key.startswith("hydra"):
+            continue  # +key, ++key and ~key are Hydra's own business, and so is hydra itself
+        if key.endswith(".name") and key.removesuffix(".name") in _axes():
+            raise CommandError(f"{key}: a level's name says what it is; choose with {key[:-5]}=LEVEL")
+        if key in _axes():
+            for value in values:
+                level = value.partition("=")[2].strip("'\"")
+                if level not in _levels(key):
+                    raise CommandError(
+                        f"{key}={level}: no such level{nearest(level, _levels(key))}; "
+                        f"the levels are {', '.join(_levels(key))}"
+                    )
+        elif key not in known:
+            raise CommandError(
+                f"{key}: no such axis or key{nearest(key, [*_axes(), *known])}; see --help for all of them"
+            )
+
+
+def _check_hydra(key: str, word: str) -> None:
+    """Command lines are passed from hand to hand (each row has one): they choose values, never code."""
+    allowed = key.startswith(_HYDRAS_OWN) or not re.match(r"hydra\b", key)
+    if "_target_" in word or not allowed:
+        raise CommandError(
+            f"{word}: of Hydra's own keys only {', '.join(_HYDRAS_OWN)} can be set, and no _target_"
+        )
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield prefix + str(key)
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+# What does not define the trial, and is not among the words that reproduce its row.
+_OWN_KEYS = (
+    *("sweep_id", "sweep_size", "replicate", "replicates", "results_dir", "hydra.mode"),
+    *("resume", "dry_run", "skip_predicted_oom", "jobs", "busy", "hydra/launcher"),
+)
+
+
+def reproducing(overrides: list[str]) -> list[str]:
+    """The overrides that define the trial, without those that the door adds or that say where and how."""
+    keys = (o.lstrip("+").partition("=")[0] for o in overrides)
+    return [
+        override
+        for override, key in zip(overrides, keys, strict=True)
+        if key not in _OWN_KEYS and not key.startswith("hydra.launcher.")
+    ]

@@ -1,0 +1,183 @@
+"""Hydra's config to a typed Trial, and to what the door itself needs to know (Job).
+
+Below this and `commands.py`, nothing knows Hydra or OmegaConf.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bench import paths
+from bench.paths import ROOT
+from bench.trial.spec import Trial
+
+CONF = ROOT / "conf"
+_MOST_REPLICATES = 1000
+_JOB_MINUTES = 10  # for a job to start, over a slow file system, and to end
+_MOST_JOBS = 1024
+RESUME = ("auto", "off", "force")
+BUSY = ("flag", "wait", "share")
+_LONGEST_SECONDS = 21 * 24 * 3600  # beyond it the system call that waits takes no number
+
+
+class CommandError(ValueError):
+    """The command line cannot be carried out; the message says what to change."""
+
+
+_NOWHERE = {"results_dir": "."}  # OmegaConf takes a URL for a path with a slash too many
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the door itself needs to know; everything else is the Trial."""
+
+    results_dir: Path
+    timeout_seconds: float
+    replicates: int
+    replicate: int
+    sweep_id: str | None
+    sweep_size: int | None
+    resume: str
+    dry_run: bool
+    skip_predicted_oom: bool
+    jobs: int
+    busy: str
+
+
+def register_resolvers() -> None:
+    """`${repo:}` in conf/ is the repository, whatever the current directory; `${beside:DIR}` is where logs
+    of results in DIR lie (DIR may be a URL); `${job_minutes:SECONDS}` says
+    for how many minutes a cluster must lend a node to a trial that may take so long."""
+    OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver(
+        "beside", lambda text: str(paths.local_dir(_folder(text))), replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "unquantised", lambda workload: "float32" if workload == "train" else "bfloat16", replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "job_minutes", lambda trial_seconds: math.ceil(trial_seconds / 60) + _JOB_MINUTES, replace=True
+    )
+
+
+def trial_of(config: DictConfig) -> Trial:
+    """The config as a Trial.
+
+    Raises:
+        CommandError: a value has the wrong type or is out of range.
+    """
+    schema = OmegaConf.structured(Trial)
+    for node in (schema, *(schema._get_node(name) for name in schema)):
+        OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes
+    names = {field.name for field in fields(Trial)}
+    strange = [str(n) for n in config if n not in names | {field.name for field in fields(Job)} | {"hydra"}]
+    if strange:
+        raise CommandError(
+            f"{strange[0]}: no such axis or key{nearest(strange[0], sorted(names))}; "
+            f"see --help for all of them"
+        )
+    chosen = {name: config[name] for name in config if name in names}
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, chosen))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise CommandError(_type_message(error)) from None
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def trial_from(overrides: list[str]) -> Trial:
+    """The trial that `python bench/run.py OVERRIDES` would execute.
+
+    Raises:
+        CommandError: an override is not understood, or a value has the wrong type or is out of range.
+    """
+    return _trial_from(tuple(overrides))
+
+
+@cache
+def _trial_from(overrides: tuple[str, ...]) -> Trial:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return trial_of(composed(list(overrides)))
+
+
+def job_of(config: DictConfig) -> Job:
+    """The config's values that do not define a trial.
+
+    Raises:
+        CommandError: a value has the wrong type or is out of range.
+    """
+    names = {field.name for field in fields(Job)}
+    try:
+        job: Job = OmegaConf.to_object(  # type: ignore[assignment]
+            OmegaConf.merge(
+                _job_schema(), {name: config[name] for name in config if name in names} | _NOWHERE
+            )
+        )
+    except OmegaConfBaseException as error:
+        raise CommandError(_type_message(error)) from None
+    if not 1 <= job.replicates <= _MOST_REPLICATES:
+        raise CommandError(f"replicates={job.replicates}: must be from 1 to {_MOST_REPLICATES}")
+    if not 1 <= job.jobs <= _MOST_JOBS:
+        raise CommandError(f"jobs={job.jobs}: must be from 1 to {_MOST_JOBS}")
+    for key, levels in (("resume", RESUME), ("busy", BUSY)):
+        if getattr(job, key) not in levels:
+            raise CommandError(f"{key}={getattr(job, key)}: choose one of {', '.join(levels)}")
+    if not config["results_dir"]:
+        raise CommandError("results_dir is empty: name a folder, or leave it out for results/")
+    if not 0 < job.timeout_seconds <= _LONGEST_SECONDS:
+        raise CommandError(
+            f"timeout_seconds={job.timeout_seconds:g}: must be greater than 0, and at most "
+            f"{_LONGEST_SECONDS} (three weeks)"
+        )
+    return Job(**{**vars(job), "results_dir": _folder(str(config["results_dir"]))})
+
+
+def _folder(text: str) -> Path:
+    try:
+        folder = paths.results_place(text)
+    except (ImportError, ValueError) as error:
+        raise CommandError(
+            f"results_dir={text}: {error} (see README: pip install -e '.[remote]')"
+        ) from None
+    return folder if paths.is_remote(folder) else folder.expanduser().absolute()
+
+
+def _job_schema() -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(Job)
+    OmegaConf.set_readonly(schema, False)
+    return schema
+
+
+def _type_message(error: OmegaConfBaseException) -> str:
+    key = error.full_key or error.key
+    text = str(error).splitlines()[0]
+    return f"{key}: {text[:1].lower()}{text[1:]}"
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """A hint at the word that was meant, for the end of a message; empty if there is none like it."""
+    close = difflib.get_close_matches(word, words, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """conf/ with these overrides, within initialize_config_dir.
+
+    Raises:
+        CommandError: they cannot be composed.
+    """
+    try:
+        return compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CommandError(" ".join(lines[:2])) from None

@@ -1,0 +1,118 @@
+"""The environment that a row is of: what would have to be the same for it to be measured the same again.
+
+A fingerprint of the machine's processor, accelerators and driver, of the versions of the stack, and of the
+code that a trial runs. The door works it out without torch; `resume=auto` compares it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import socket
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench import paths
+from bench.machine import host, nvml, provenance
+from bench.paths import ROOT
+
+_IMPORT = re.compile(
+    r"^\s*(?:from (bench[\w.]*) import ([^\n(]+|\([^)]*\))|import (bench[\w.]*))", re.MULTILINE
+)
+
+
+_WORKER = "bench.processes.worker"
+
+
+def fingerprint(cores: int) -> str:
+    """Hash of this environment (16 hex digits).
+
+    Args:
+        cores: of the processor, that a trial may use.
+    """
+    return hashlib.sha256(json.dumps(parts(cores), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def parts(cores: int) -> dict[str, Any]:
+    """What is in the fingerprint, by name; host and commit are not: others may be just like them."""
+    software = provenance.software()
+    names = ("python_version", *(f"{package}_version" for package in provenance.PACKAGES))
+    return {
+        **{name: software[name] for name in names},
+        "processor": host.cpu_name(),
+        "cores": cores,
+        "accelerators": nvml.gpu_names(),
+        "driver_version": nvml.driver_version(),
+        "code": code_of(_WORKER),
+    }
+
+
+@cache
+def code_of(module: str) -> str:
+    """Hash of the source of `module` and of all that it imports of this project."""
+    digest = hashlib.sha256()
+    for path in sorted(sources(module)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def sources(module: str) -> set[Path]:
+    """The files of `module` and of all that it imports of this project, directly or not."""
+    found: set[Path] = set()
+    ahead = [module]
+    while ahead:
+        path = _file(ahead.pop())
+        if path is None or path in found:
+            continue
+        found.add(path)
+        for package, names, plain in _IMPORT.findall(path.read_text()):
+            inside = [f"{package}.{name.split(' as ')[0].strip()}" for name in names.strip("()").split(",")]
+            ahead += [plain or package, *(inside if package else [])]
+    return found
+
+
+def _file(module: str) -> Path | None:
+    base = paths.ROOT.joinpath(*module.split("."))
+    choices = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in choices if path.is_file()), None)
+
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@cache
+def software() -> dict[str, Any]:
+    """Versions, commit and host name (hashed); null where unknown."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[f"{package}_version"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[f"{package}_version"] = None
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        **versions,
+        "python_version": platform.python_version(),
+        "hostname": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+    }

@@ -1,0 +1,1 @@
+"""Where bytes are: the tracker, the allocators, and what operators allocate inside themselves."""

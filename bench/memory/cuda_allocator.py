@@ -1,0 +1,133 @@
+"""A model of torch's CUDA caching allocator: what it holds from the driver for what tensors ask of it.
+
+Requests are rounded up to 512 bytes and served from the smallest free block that fits; where none does, a
+segment is taken from the driver and never returned. A block is split if enough is left over, and joined
+with its free neighbours when it is released. Source: c10/cuda/CUDACachingAllocator.cpp with its default
+settings (no expandable segments); the constants carry its names.
+
+A block that is larger than what was asked for and not worth splitting counts whole, in torch's own
+`memory_allocated` too. Not modelled: other streams' pools, and what building a model leaves behind.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bench.memory.timeline import Storage
+
+MIN_BLOCK_BYTES = 512  # kMinBlockSize
+_SMALL_BYTES = 2**20  # kSmallSize: requests up to this come from the pool of small segments
+_SMALL_SEGMENT_BYTES = 2 * 2**20  # kSmallBuffer
+_LARGE_SEGMENT_BYTES = 20 * 2**20  # kLargeBuffer, for requests below kMinLargeAlloc
+_MIN_LARGE_BYTES = 10 * 2**20  # kMinLargeAlloc: above it a segment is made to measure
+_ROUND_LARGE_BYTES = 2 * 2**20  # kRoundLarge
+
+
+def round_up(size: int, to: int = MIN_BLOCK_BYTES) -> int:
+    """`size` bytes rounded up to a multiple of `to`."""
+    return -(-size // to) * to
+
+
+def block_bytes(size: int) -> int:
+    """What a tensor of `size` bytes takes where it can be told from its size alone.
+
+    A large one has a segment made to measure, and all of it if what is left is not worth splitting. What
+    a smaller one takes of the 20 MiB that it shares depends on its neighbours: `Replay` tells.
+    """
+    asked = round_up(max(size, 1)) if size else 0
+    segment = round_up(asked, _ROUND_LARGE_BYTES)
+    return segment if asked >= _MIN_LARGE_BYTES and segment - asked <= _SMALL_BYTES else asked
+
+
+@dataclass(eq=False)
+class _Block:
+    size: int
+    address: int
+    small: bool
+    free: bool = False
+    before: _Block | None = None
+    after: _Block | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.size, self.address
+
+
+class CachingAllocator:
+    """Serves requests; counts what it took from the driver, `reserved_bytes`, and what it handed out, in
+    whole blocks: `allocated_bytes`, and `peak_bytes` at most."""
+
+    def __init__(self) -> None:
+        self.reserved_bytes = 0
+        self.allocated_bytes = 0
+        self.peak_bytes = 0
+        self._free: dict[bool, list[_Block]] = {True: [], False: []}
+
+    def allocate(self, size: int) -> _Block:
+        """A block of at least `size` bytes."""
+        size = round_up(max(size, 1))
+        small = size <= _SMALL_BYTES
+        pool = self._free[small]
+        index = bisect.bisect_left(pool, (size, -1), key=lambda block: block.order)
+        block = pool.pop(index) if index < len(pool) else self._segment(size, small)
+        block.free = False
+        left = block.size - size
+        if left >= MIN_BLOCK_BYTES if small else left > _SMALL_BYTES:
+            rest = _Block(left, block.address + size, small, before=block, after=block.after)
+            if block.after is not None:
+                block.after.before = rest
+            block.size, block.after = size, rest
+            self._put_back(rest)
+        self.allocated_bytes += block.size
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+        return block
+
+    def release(self, block: _Block) -> None:
+        """Gives a block back, joined with the free ones beside it."""
+        self.allocated_bytes -= block.size
+        for beside in (block.before, block.after):
+            if beside is None or not beside.free:
+                continue
+            self._free[block.small].remove(beside)
+            first, second = (beside, block) if beside is block.before else (block, beside)
+            first.size += second.size
+            first.after = second.after
+            if second.after is not None:
+                second.after.before = first
+            block = first
+        self._put_back(block)
+
+    def _put_back(self, block: _Block) -> None:
+        block.free = True
+        bisect.insort(self._free[block.small], block, key=lambda other: other.order)
+
+    def _segment(self, size: int, small: bool) -> _Block:
+        if small:
+            taken = _SMALL_SEGMENT_BYTES
+        elif size < _MIN_LARGE_BYTES:
+            taken = _LARGE_SEGMENT_BYTES
+        else:
+            taken = round_up(size, _ROUND_LARGE_BYTES)
+        address = 2 * self.reserved_bytes  # segments are not neighbours
+        self.reserved_bytes += taken
+        return _Block(taken, address, small)
+
+
+@dataclass
+class Replay:
+    """An allocator that goes through what storages did, one stretch after the other."""
+
+    allocator: CachingAllocator = field(default_factory=CachingAllocator)
+    _blocks: dict[Storage, _Block] = field(default_factory=dict)
+
+    def through(self, changes: Iterable[tuple[Storage, int]]) -> None:
+        """Goes on with `changes`: by how many bytes storages grow and shrink, each as a whole."""
+        for storage, change in changes:
+            if storage.on_host or not change:
+                continue
+            if change > 0:
+                self._blocks[storage] = self.allocator.allocate(storage.asked or change)
+            elif storage in self._blocks:
+                self.allocator.release(self._blocks.pop(storage))

@@ -1,0 +1,52 @@
+"""Two ways to see what torch does: every operation, and every storage that changes its size.
+
+Owns the dispatch mode and the patch of `resize_`; each calls a function for what it sees, and knows nothing
+of what is made of it (`tracker.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Execute = Callable[
+    [Any, Any, dict[str, Any], TorchDispatchMode], Any
+]  # operation, arguments, keywords, mode
+
+
+class OperationWatch(TorchDispatchMode):
+    """Hands every operation on local tensors to `execute`, which runs it and returns its result."""
+
+    def __init__(self, execute: Execute) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._execute = execute
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for each operation."""
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # let it become operations on local tensors, and see those
+        return self._execute(func, args, kwargs or {}, self)
+
+
+@contextmanager
+def watch_resizes(seen: Callable[[torch.UntypedStorage, int], None]) -> Iterator[None]:
+    """Calls `seen` with each storage that is resized, which no dispatch mode can see, and its new size."""
+    original = torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, size: int) -> Any:
+        result = original(storage, size)
+        seen(storage, size)
+        return result
+
+    torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.UntypedStorage.resize_ = original  # type: ignore[method-assign]

@@ -1,0 +1,125 @@
+"""What operations allocate inside themselves, where a dispatch mode sees no tensor.
+
+On a CPU four kinds are known well enough to be predicted; what is left is `untracked_bytes`:
+  bitsandbytes   its CPU kernels are Python: run by `opened`, everything they make is seen. The native code
+                 that they call at the end works in place.
+  mixed dtypes   an elementwise kernel first copies the operands that are not in the common dtype
+                 (TensorIteratorBase::build in ATen/TensorIterator.cpp; the GPU converts on the fly)
+  bmm            oneDNN's, for 16-bit types, first copies operands that are neither contiguous nor
+                 transposed: a head's weight once for each sequence, where logits are made of the last
+                 position alone (mkldnn_matmul in ATen/native/mkldnn/Matmul.cpp)
+  collectives    gloo reduce-scatters a copy of its input and gathers into a copy of its output
+                 (ProcessGroupGloo::reduce_scatter_tensor_coalesced, AsyncAllgatherWork)
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cache, reduce
+from typing import Any
+
+import torch
+
+from bench.machine import cpu_kernels
+from bench.memory import cuda_kernels
+from bench.workload.tensors import tensors_in
+
+_ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+_TENSOR_REFERENCES, _STORAGE_REFERENCES = 4, 2
+_COPIED_ARGUMENT = {
+    torch.ops.c10d._reduce_scatter_base_.default: 1,
+    torch.ops.c10d._allgather_base_.default: 0,
+}
+
+
+def as_accumulated_in_place(func: Any, args: Any) -> Any:
+    """The operation that autograd's engine would have called if no dispatch mode were active.
+
+    The engine adds gradients that meet in place where it holds the last reference to the first; with a mode
+    active it never does (can_accumulate_inplace in torch/csrc/autograd/input_buffer.cpp asks
+    isTensorSubclassLike). Seen from inside a mode, a tensor of which the engine holds the last reference
+    has the counts below: those of the engine, of the call and of Python.
+    """
+    if func is not _ADD or torch.is_grad_enabled() or not isinstance(args[1], torch.Tensor):
+        return func
+    first, second = args[:2]
+    last = (
+        first._use_count() == _TENSOR_REFERENCES
+        and torch._C._storage_Use_Count(first.untyped_storage()._cdata) == _STORAGE_REFERENCES
+    )
+    alike = first.shape == second.shape and first.dtype == second.dtype
+    return _ADD_IN_PLACE if last and alike else func
+
+
+@cache
+def _python_kernel(func: Any, target: str) -> torch._C.DispatchKey | None:
+    """Where the operation's body is, if it is made of other operations."""
+    keys = torch._C.DispatchKey
+    if func.namespace == "bitsandbytes" and target != "cpu":
+        return keys.CompositeExplicitAutograd if cuda_kernels.is_composed(func) else None
+    if func.namespace == "bitsandbytes":
+        return keys.CPU if func.has_kernel_for_dispatch_key(keys.CPU) else keys.CompositeExplicitAutograd
+    if func.namespace != "aten":
+        return None
+    if func.has_kernel_for_dispatch_key(keys.CPU):
+        return None
+    composite = func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd)
+    return keys.CompositeImplicitAutograd if composite else None
+
+
+def run_decomposed(
+    func: Any, args: Any, kwargs: dict[str, Any], target: str, watching: AbstractContextManager[Any]
+) -> tuple[bool, Any]:
+    """Runs an operation that is made of others on `target`, with `watching` in force inside it.
+
+    Returns:
+        Whether it was such an operation, and its result.
+    """
+    body = _python_kernel(func, target)
+    if body is None:
+        return False, None
+    with watching, torch.no_grad():
+        return True, func._op_dk(body, *args, **kwargs)
+
+
+def workspace_bytes(func: Any, args: Any, result: Any, target: str) -> int:
+    """Bytes that live only while the operation runs, on top of its operands and its result.
+
+    Args:
+        func: the operation.
+        args: its positional arguments.
+        result: what it returned.
+        target: the type of device it runs on, or would.
+    """
+    if target != "cpu":
+        return cuda_kernels.workspace_bytes(func, args)
+    if func is torch.ops.aten.bmm.default:
+        return _rearranged_bytes(*args)
+    if func in _COPIED_ARGUMENT:
+        return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
+    if torch.Tag.pointwise not in func.tags:
+        return 0
+    shaped = [t for t in tensors_in(args) if t.dim() and t.dtype != torch.bool]  # conditions are not copied
+    if len({t.dtype for t in shaped}) < 2 or not any(t.is_floating_point() for t in shaped):
+        return 0
+    common = reduce(torch.promote_types, (t.dtype for t in shaped))
+    outputs = [t for t in tensors_in((result,)) if t.is_floating_point()]
+    converted = [t for t in (*shaped, *outputs) if t.dtype != common]
+    return sum(t.numel() * common.itemsize for t in converted)
+
+
+_ONEDNN_LEAST = 16 * 16 * 16  # multiplications from which torch hands a product to oneDNN
+
+
+def _rearranged_bytes(first: torch.Tensor, second: torch.Tensor) -> int:
+    """What a batched product on a CPU copies before it multiplies [b, m, k] by [b, k, n]."""
+    if first.numel() * second.shape[2] <= _ONEDNN_LEAST:
+        return 0
+    if not cpu_kernels.onednn_multiplies(str(first.dtype).removeprefix("torch.")):
+        return 0
+    return sum(t.numel() * t.itemsize for t in (first, second) if not _as_onednn_takes_it(t))
+
+
+def _as_onednn_takes_it(tensor: torch.Tensor) -> bool:
+    _, rows, columns = tensor.shape
+    return tensor.is_contiguous() or tensor.stride() == (rows * columns, 1, rows)

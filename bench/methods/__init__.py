@@ -1,0 +1,1 @@
+"""measure, simulate, estimate: three ways to fill the same columns."""

@@ -1,0 +1,1 @@
+"""method=estimate: memory by closed-form arithmetic, in microseconds."""

@@ -1,0 +1,183 @@
+"""method=measure: a built trial's real steps, timed, counted and attributed.
+
+Three passes in one process, so that none disturbs another:
+  1. timed         warm-up (its cold peak kept apart), counters reset, then blocks of steps with one
+                   synchronisation at each end; nothing watches but the clock and, on an accelerator, the
+                   allocator's own counters.
+  2. attributed    one more step of the same run under `memory.Tracker`, with every technique's watcher.
+  3. allocator     on a CPU only, where nobody counts for free: the run is thrown away and built again
+                   inside a recording of every allocation.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bench.machine import accelerator
+from bench.machine.host import process_bytes
+from bench.machine.nvml import Health, Sensors
+from bench.memory.cpu_allocator import CpuRecorder
+from bench.methods import observe
+from bench.methods.timed_steps import _as_rank_0, _timed, _warm_up
+from bench.trial.spec import Trial
+from bench.workload.build import build
+from bench.workload.train_step import run_one_step
+
+_ALIKE_STEPS, _ALIKE_SLOW_STEPS, _SLOW_SECONDS = 12, 4, 0.5
+Report = Callable[[str], None]
+
+
+def measure(
+    trial: Trial,
+    device: torch.device,
+    rank: int,
+    columns: dict[str, Any],
+    report: Report,
+) -> None:
+    """This rank's part of the row: memory, time and proof columns.
+
+    Args:
+        trial: what to measure.
+        device: where this rank trains.
+        rank: this process among the trial's ranks.
+        columns: filled as facts become known, so that a trial that dies half-way leaves what it knew.
+        report: told what begins, for whoever watches from outside.
+
+    Raises:
+        NonFiniteLoss: a loss was not finite.
+        NotInForce: a technique that the trial asked for did not happen.
+        RuntimeError: anything else the libraries raise, running out of memory included.
+    """
+    idle_rss_bytes = process_bytes("VmRSS")
+    try:
+        _passes(trial, device, rank, columns, report, idle_rss_bytes)
+    finally:  # a trial that ran out of memory has a peak too
+        columns.setdefault("peak_host_rss_bytes", _grown_to(idle_rss_bytes))
+
+
+def _grown_to(idle_rss_bytes: int | None) -> int | None:
+    """The high-water mark of resident memory over the idle process; None where the system does not say."""
+    peak = process_bytes("VmHWM")
+    return None if peak is None or idle_rss_bytes is None else max(0, peak - idle_rss_bytes)
+
+
+def _passes(
+    trial: Trial,
+    device: torch.device,
+    rank: int,
+    columns: dict[str, Any],
+    report: Report,
+    idle_rss_bytes: int | None,
+) -> None:
+    sensors = Sensors(accelerator.nvml_uuid(device))
+    before = sensors.read()
+
+    report("build")
+    started = time.perf_counter()
+    run = build(trial, device, rank)
+    accelerator.synchronize(device)
+    columns["build_seconds"] = time.perf_counter() - started
+    columns |= observe.size_columns(run)
+    columns |= _prefixed("build_", _peaks(device))
+
+    report("warm-up")
+    accelerator.release_cached(device)  # building has needs of its own, training must not inherit them
+    accelerator.reset_peaks(device)
+    columns |= _warm_up(run)
+    columns |= _prefixed("cold_", _peaks(device))
+
+    report("timed steps")
+    accelerator.reset_peaks(device)
+    columns |= _timed(run, trial.timing)
+    columns["losses"] = columns.pop("warmup_losses") + columns.pop("timed_losses")
+    columns |= _peaks(device)
+    columns |= _driver_columns(device, before, sensors.read())
+    columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
+
+    report("attribution")
+    alike = _alike(device, columns["step_seconds"])
+    columns["evidence"], tracker = observe.watch_steady_steps(run, times=alike)
+    columns |= observe.peak_columns(tracker.segments())
+    del tracker
+
+    if device.type == "cpu":
+        report("allocator")
+        del run
+        columns |= _cpu_allocator(trial, device, rank, alike)
+    columns["untracked_bytes"] = columns["peak_allocated_bytes"] - columns["tracked_peak_bytes"]
+
+
+def _alike(device: torch.device, step_seconds: list[float]) -> int:
+    """How many steady steps to watch, of which the one with the least peak counts; the same on all ranks.
+
+    A step repeats itself to the byte, except with gloo: its threads let go of what they reduced and
+    gathered in no fixed order, and up to every third step holds a copy for longer than it needs it.
+    """
+    if device.type != "cpu" or not dist.is_initialized():
+        return 1
+    slow = statistics.median(step_seconds) > _SLOW_SECONDS
+    return int(_as_rank_0(_ALIKE_SLOW_STEPS if slow else _ALIKE_STEPS, device))
+
+
+def _peaks(device: torch.device) -> dict[str, Any]:
+    """The allocator's peaks since the last reset; empty on a CPU, where pass 3 finds them."""
+    found = accelerator.counters(device)
+    if found is None:
+        return {}
+    return {
+        "peak_allocated_bytes": found.peak_allocated,
+        "peak_reserved_bytes": found.peak_reserved,
+    }
+
+
+def _prefixed(prefix: str, columns: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + name: value for name, value in columns.items()}
+
+
+def _driver_columns(device: torch.device, before: Health, after: Health) -> dict[str, Any]:
+    """The driver's view, read while the allocator still holds all that it took for the peak.
+
+    The context is what the driver counts as ours and the allocator does not know: CUDA context, loaded
+    kernels, library workspaces. Null where the driver cannot tell us from others.
+    """
+    counters = accelerator.counters(device)
+    if counters is None:
+        return {}
+    own = after.own_bytes
+    return {
+        "peak_device_used_bytes": own,
+        "context_bytes": None if own is None else own - counters.reserved,
+        "device_throttled": after.throttled,
+        "device_shared": None if after.other_processes is None else after.other_processes > 0,
+        "clock_mhz_before": before.clock_mhz,
+        "clock_mhz_after": after.clock_mhz,
+        "temperature_celsius_before": before.temperature_celsius,
+        "temperature_celsius_after": after.temperature_celsius,
+        "power_watts_before": before.power_watts,
+        "power_watts_after": after.power_watts,
+    }
+
+
+def _cpu_allocator(trial: Trial, device: torch.device, rank: int, alike: int = 1) -> dict[str, Any]:
+    """Pass 3: build and step again while torch's CPU allocator tells of every allocation."""
+    with CpuRecorder() as recorder:
+        with recorder.span("build"):
+            run = build(trial, device, rank)
+        with recorder.span("cold"):
+            for _ in range(trial.timing.warmup_steps):
+                run_one_step(run)
+        for index in range(alike):
+            with recorder.span(f"steady/{index}"):
+                run_one_step(run)
+    allocations = recorder.allocations()
+    return {
+        "build_peak_allocated_bytes": allocations.peak("build"),
+        "cold_peak_allocated_bytes": allocations.peak("cold"),
+        "peak_allocated_bytes": allocations.least_peak("steady/"),
+    }

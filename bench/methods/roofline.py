@@ -1,0 +1,114 @@
+"""A lower bound on a step's time, from what each operation of the simulated step computes and moves.
+
+An operation takes at least its FLOPs over the device's dense peak, and at least its bytes over the memory's
+bandwidth: inputs read and outputs written once (Williams 2009). Launches, imperfect kernels, communication
+between ranks and traffic with the host are not in it, so a real step is slower, several times where it is
+small; tensors that stay in the device's cache may beat the bandwidth. Good for ranking, not for planning
+hours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from bench.machine.gpu_catalogue import Gpu
+from bench.workload.tensors import tensors_in
+
+Work = Counter[tuple[str, int, int]]  # how often an operation with this dtype, FLOPs and bytes occurs
+
+_MOVE_NOTHING = {
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+}
+# what they read or write is a few rows of a table, or of a cache, not all of it
+_TOUCH_A_PART = {torch.ops.aten.embedding, torch.ops.aten.index_copy_}
+_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
+    """What one operation computes and moves; nothing for a view.
+
+    An operation over lists of tensors is one entry a tensor, so that work adds up over blocks.
+    """
+    if _is_view(func):
+        return Counter()
+    packet = func._overloadpacket
+    if packet in _MOVE_NOTHING:
+        return Counter()
+    if packet in _TOUCH_A_PART:
+        part = args[3] if packet is torch.ops.aten.index_copy_ else result
+        return Counter([(_dtype([part]), 0, 2 * part.nbytes)])
+    inputs = list(tensors_in((*args, *kwargs.values())))
+    outputs = list(tensors_in((result,)))
+    if any(isinstance(argument, list | tuple) and len(argument) > 1 for argument in args):
+        return Counter((_dtype([t]), 0, _moved(t)) for t in (*inputs, *outputs))
+    if not outputs:  # a question about a tensor: its device, its layout
+        return Counter()
+    moved = sum(_moved(t) for t in (*inputs, *outputs))
+    return Counter([(_dtype(inputs), _flops(func, args, kwargs, result), moved)])
+
+
+def _moved(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor has in memory: one that is expanded is there once."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
+def _dtype(tensors: list[torch.Tensor]) -> str:
+    kinds = [t.dtype for t in tensors if t.is_floating_point() or t.dtype == torch.int8]
+    return str(kinds[0]).removeprefix("torch.") if kinds else "float32"
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    aliases = [value.alias_info for value in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _flops(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
+    name = func.name()
+    if name.startswith(_FLASH):
+        return _attention_flops(name, args)
+    if name.startswith("bitsandbytes::int8_linear_matmul"):
+        rows = args[0].numel() // args[0].shape[-1]
+        return int(2 * rows * args[0].shape[-1] * args[1].shape[0])
+    count = flop_registry.get(func._overloadpacket)
+    return int(count(*args, **kwargs, out_val=result)) if count is not None else 0
+
+
+def _attention_flops(name: str, args: Any) -> int:
+    """Scores and their use; half of it where it is causal, since blocks above the diagonal are left out."""
+    if name.removeprefix(_FLASH).startswith("_backward"):
+        grad, query, key, value = (argument.shape for argument in args[:4])
+        flops, causal = sdpa_backward_flop_count(grad, query, key, value), args[7]
+    else:
+        flops = sdpa_flop_count(*(argument.shape for argument in args[:3]))
+        causal = args[4] if len(args) > 4 else False
+    return int(flops) // (2 if causal is True else 1)
+
+
+def work_at_depth(low: Work, high: Work, steps: int) -> Work:
+    """The work of a model with `steps` more blocks than `low`, of which `high` has one more."""
+    block = Counter({entry: high[entry] - low[entry] for entry in {*low, *high}})
+    return Counter({entry: low[entry] + steps * block[entry] for entry in block})
+
+
+def step_seconds(work: Work, gpu: Gpu) -> float:
+    """The least time that the work takes on the card; a dtype it has no unit for runs as float32.
+
+    Of a decoding, the work is that of its first token after the prompt's, when the cache is shortest: a
+    bound for each step, which is one token of each sequence.
+    """
+    seconds = 0.0
+    for (dtype, flops, moved), times in work.items():
+        peak = gpu.peak_flops_per_sec.get(dtype) or gpu.peak_flops_per_sec["float32"]
+        assert peak is not None
+        seconds += times * max(flops / peak, moved / gpu.bandwidth_bytes_per_sec)
+    return seconds

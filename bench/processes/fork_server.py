@@ -1,0 +1,76 @@
+"""The fork server: one for the life of this process, which has imported the stack and touched no device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+
+from bench.paths import ROOT
+
+
+def start_fork_server(log: Path) -> None:
+    """Sees to it that there is a fork server; if there is none yet, what it prints goes to `log`."""
+    _name_main()
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["bench.processes.preload"])
+    with _server_environment(log):
+        forkserver.ensure_running()
+
+
+def _name_main() -> None:
+    """A child is told where its parent's main module is from; IPython's and execnet's do not say."""
+    main = sys.modules["__main__"]
+    if not hasattr(main, "__spec__"):
+        main.__spec__ = None
+
+
+def stop_fork_server() -> None:
+    """Ends the fork server, so that the next trial starts a new one; for benchmarks of start-up."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def fork_server_pid() -> int | None:
+    """Its number; None if there is none yet."""
+    number: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return number
+
+
+@contextmanager
+def default_start_method(method: str) -> Iterator[None]:
+    """A child is told its parent's default start method, and does not start if that is one that only the
+    parent knows (a joblib worker's is loky)."""
+    _name_main()
+    default = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(default, force=True)
+
+
+@contextmanager
+def _server_environment(log: Path) -> Iterator[None]:
+    """What the fork server inherits: where this package lies, and a log instead of the screen."""
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # see preload.py
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML numbers them
+    sys.stdout.flush()
+    sys.stderr.flush()
+    screen = os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+        os.close(target)
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path

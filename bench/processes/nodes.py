@@ -1,0 +1,119 @@
+"""The machines that the ranks of a trial are spread over: one, unless a launcher started a task on several.
+
+With one task on each node of an allocation, each executes the same job. It starts its share of the ranks,
+which meet where torchrun's would (a store at MASTER_ADDR:MASTER_PORT, served by rank 0). The first node's
+task writes the row; the others hand it what their ranks found out, as a file beside the sweep's logs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.trial.outcome import Outcome
+
+_LATE_SECONDS = 60.0  # nodes do not end at the same instant, and file systems take their time
+_TOGETHER_SECONDS = 5.0  # what happens within these, on several nodes, has one cause
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where one rank of a trial sits, and where it meets the others (a URL for torch.distributed)."""
+
+    rank: int
+    local_rank: int
+    local_ranks: int
+    rendezvous: str
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """How many machines, which of them this is, and where ranks meet. `attempt` tells restarts apart."""
+
+    count: int = 1
+    index: int = 0
+    address: str = ""
+    attempt: str = "0"
+
+    def seats(self, ranks: int, meeting_place: Path) -> list[Seat]:
+        """Of the ranks that are on this machine.
+
+        Args:
+            ranks: of the trial.
+            meeting_place: a folder of this trial's own, used where its ranks are on one machine.
+        """
+        if not self.spread(ranks):
+            where = f"file://{meeting_place / 'rendezvous'}"
+            return [Seat(rank, rank, ranks, where) for rank in range(ranks)]
+        where, here = f"tcp://{self.address}", ranks // self.count
+        return [Seat(self.index * here + local, local, here, where) for local in range(here)]
+
+    def spread(self, ranks: int) -> bool:
+        """Whether a trial of so many ranks is on all these machines, evenly; else it is on the first."""
+        return self.count > 1 and ranks % self.count == 0
+
+
+ALONE = Nodes()
+_here = ALONE
+
+
+def set_current(nodes: Nodes) -> None:
+    """Says where this process runs."""
+    global _here
+    _here = nodes
+
+
+def current() -> Nodes:
+    """Where this process runs."""
+    return _here
+
+
+def gather_outcomes(own: Outcome, nodes: Nodes, log: Path) -> Outcome:
+    """On the first node the outcome over all ranks; the others hand it theirs, and have their own."""
+    if nodes.index:
+        target = _file(nodes.index, nodes, log)
+        hidden = target.with_name(f".{target.name}")
+        hidden.write_text(json.dumps(asdict(own)))
+        hidden.rename(target)
+        return own
+    return _merged([own, *(_told(index, own, nodes, log) for index in range(1, nodes.count))])
+
+
+def _told(index: int, own: Outcome, nodes: Nodes, log: Path) -> Outcome:
+    path = _file(index, nodes, log)
+    until = time.monotonic() + _LATE_SECONDS
+    while path not in path.parent.iterdir():  # which looks the folder up anew, over NFS too
+        if time.monotonic() > until:
+            reason = f"node {index} of {nodes.count} has not told how its ranks ended"
+            return replace(own, status="error", reason=reason, traceback=None, ranks=[])
+        time.sleep(0.2)
+    told = json.loads(path.read_text())
+    path.unlink()
+    return replace(own, **told)
+
+
+def _merged(outcomes: list[Outcome]) -> Outcome:
+    telling = min(outcomes, key=lambda outcome: _telling(outcome, outcomes))
+    return replace(
+        telling,
+        ranks=[rank for outcome in outcomes for rank in outcome.ranks],
+        hardware=outcomes[0].hardware,
+        wall_seconds=outcomes[0].wall_seconds,
+    )
+
+
+def _telling(outcome: Outcome, outcomes: list[Outcome]) -> int:
+    """Least for the story that counts. A rank that loses its peer complains with a traceback, whether that
+    peer was killed, of which there is none, or ended because time was up."""
+    if outcome.status == "error" and outcome.traceback is not None:
+        limits = [other.wall_seconds for other in outcomes if other.status == "timeout"]
+        return 3 if not limits or outcome.wall_seconds < min(limits) - _TOGETHER_SECONDS else 5
+    return {"skipped": 0, "oom": 1, "error": 2, "timeout": 4, "ok": 6}[outcome.status]
+
+
+def _file(index: int, nodes: Nodes, log: Path) -> Path:
+    return log.with_suffix(f".node{index}.{nodes.attempt}.json")

@@ -1,0 +1,73 @@
+"""Many simulations at once: a process for each core, forked from a server that has imported the stack."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import warnings
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from bench.processes import fork_server
+from bench.trial.spec import Trial
+
+
+class Simulator:
+    """Simulates trials, for CUDA if nothing else is said; to be entered."""
+
+    def __init__(self) -> None:
+        fork_server.start_fork_server(Path(os.devnull))
+        context = multiprocessing.get_context("forkserver")
+        self._pool = ProcessPoolExecutor(os.cpu_count(), context, _quietly)
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Simulator:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def __call__(self, trials: list[Trial]) -> list[dict[str, Any]]:
+        """Columns of each trial, in order; each trial is simulated once, and how far it is is shown.
+
+        Raises:
+            OSError: a model cannot be read.
+            ValueError: a technique cannot be applied to it.
+        """
+        new = {t.trial_id: t for t in trials if t.trial_id not in self._known}
+        done = self._pool.map(_simulated, new.values())
+        console = Console(stderr=True)
+        hidden = not new or not console.is_terminal
+        shown = track(done, "simulating", len(new), console=console, transient=True, disable=hidden)
+        self._known |= dict(zip(new, shown, strict=True))
+        return [self._known[trial.trial_id] for trial in trials]
+
+    def begin(self, trial: Trial, target: str) -> Future[dict[str, Any]]:
+        """The columns of one trial that is simulated while something else goes on."""
+        return self._pool.submit(_simulated, trial, target)
+
+
+def _quietly() -> None:
+    """In a worker: one thread, and no library's remarks between the lines of a table."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _simulated(trial: Trial, target: str = "cuda") -> dict[str, Any]:
+    from bench.methods.simulate import simulate
+
+    columns: dict[str, Any] = {}
+    simulate(trial, columns, target)
+    return columns

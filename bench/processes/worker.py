@@ -1,0 +1,143 @@
+"""Inside the fresh process: one rank of one trial, from a Trial to messages for the parent.
+
+A message is a pair (kind, payload): `device` with what the trial runs on, `stage` as each stage begins,
+and one last word: `ok`, `skipped`, `oom` or `error`. Importing this module imports the whole stack and
+touches no device; the fork server does it once for all trials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bench.machine import accelerator
+from bench.machine.accelerator import hardware
+from bench.machine.host import cores, process_bytes
+from bench.methods.estimate.formulas import estimate
+from bench.methods.measure import measure
+from bench.methods.simulate import simulate
+from bench.processes.nodes import Seat
+from bench.trial.skip_rules import skip_reason
+from bench.trial.spec import Trial
+
+Send = Callable[[str, Any], None]
+
+
+def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
+    """Executes one rank of `trial` and reports; raises nothing.
+
+    Args:
+        trial: what to execute.
+        seat: which rank, on which of the machine's devices, and where it meets the others.
+        send: takes (kind, payload) to the parent.
+    """
+    columns: dict[str, Any] = {}
+    device = torch.device("cpu")
+    try:
+        if trial.method != "measure":
+            _predict(trial, columns, send)
+            return
+        first = accelerator.resolve(trial.device)
+        nodes = trial.world_size // seat.local_ranks
+        reason = skip_reason(trial, first.type, accelerator.count(first.type) * nodes)
+        if reason:
+            send("skipped", {"reason": reason})
+            return
+        device = accelerator.resolve(trial.device, seat.local_rank)
+        columns["threads"] = _settle(trial, device, seat.local_ranks)
+        send("device", hardware(device))
+        if trial.fsdp.name != "off":
+            _join(trial, device, seat)
+        started = time.perf_counter()
+        measure(trial, device, seat.rank, columns, lambda stage: send("stage", stage))
+        columns["working_seconds"] = time.perf_counter() - started
+        if nodes > 1:
+            columns["evidence"]["nodes"] = nodes
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+        send("ok", columns)
+    except BaseException as error:
+        send(*_last_word(error, device, columns))
+
+
+def _predict(trial: Trial, columns: dict[str, Any], send: Send) -> None:
+    """method=simulate and estimate: no device is touched, whichever one the trial is about."""
+    target = trial.device.partition(":")[0]
+    if target == "auto":
+        target = accelerator.resolve("auto").type
+    reason = skip_reason(trial, target, device_count=0)
+    if reason:
+        send("skipped", {"reason": reason})
+        return
+    send("device", {"device_name": f"{trial.method}d {target}"})
+    send("stage", trial.method)
+    started = time.perf_counter()
+    if trial.method == "simulate":
+        simulate(trial, columns, target)
+    else:
+        columns |= estimate(trial, target)
+    columns["working_seconds"] = time.perf_counter() - started
+    send("ok", columns)
+
+
+def _last_word(
+    error: BaseException, device: torch.device, columns: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError, ValueError):  # a full disk; what was never text
+        print(text, file=sys.stderr, flush=True)
+    ran_out, asked = accelerator.out_of_memory(error)
+    found = accelerator.counters(device) if ran_out else None
+    if found is not None:
+        columns["peak_allocated_bytes"] = found.peak_allocated
+        columns["peak_reserved_bytes"] = found.peak_reserved
+    columns["oom_requested_bytes"] = asked
+    return ("oom" if ran_out else "error"), {
+        "reason": _in_one_line(error),
+        "traceback": text,
+        "columns": columns,
+    }
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The exception's last line; of one with several, the first too, which says what kind it is."""
+    lines = [line.strip() for line in traceback.format_exception_only(error)[-1].splitlines()]
+    told = [line for line in lines if line]
+    return told[0] if len(told) == 1 else f"{told[0]} {told[-1]}"
+
+
+def _settle(trial: Trial, device: torch.device, local_ranks: int) -> int:
+    """Threads, whose number it returns, and the device with its pretended size."""
+    torch.set_num_threads(trial.threads or max(1, len(cores()) // local_ranks))
+    accelerator.activate(device, trial.memory_limit_bytes)
+    if device.type == "cpu" and trial.memory_limit_bytes is not None:
+        torch.ones(1 << 20).sum()  # the thread pool's stacks exist before the limit counts
+        held = process_bytes("VmData")  # what RLIMIT_DATA counts: private writable memory
+        if held is None:
+            raise OSError("memory_limit_bytes on a CPU needs /proc/self/status, which this system lacks")
+        resource.setrlimit(resource.RLIMIT_DATA, (held + trial.memory_limit_bytes,) * 2)
+    return torch.get_num_threads()
+
+
+def _join(trial: Trial, device: torch.device, seat: Seat) -> None:
+    """The trial's process group. On one machine over a file: no port to collide on, no host to resolve."""
+    if seat.rendezvous.startswith("file:"):
+        loopback = "lo" if sys.platform == "linux" else "lo0"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    dist.init_process_group(
+        backend=dist.get_default_backend_for_device(device),
+        init_method=seat.rendezvous,
+        rank=seat.rank,
+        world_size=trial.world_size,
+        device_id=device if device.type != "cpu" else None,
+    )

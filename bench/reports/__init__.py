@@ -1,0 +1,1 @@
+"""From answers to pages: HTML, Markdown, figures and notebooks."""

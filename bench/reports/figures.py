@@ -1,0 +1,161 @@
+"""Tables to figures: each function takes a DataFrame and returns an Altair chart. Pure.
+
+What matters is said by position, shape or text as well as by colour; `drawing.py` has the look they share.
+"""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from bench.analysis.studies import BYTES
+from bench.analysis.tables import PEAK, RATE, frontier
+from bench.reports.charts import INK, Chart, colours, styled_chart, unit_of
+
+_BARS = 30  # more cannot be read in one picture
+_POINTS = 1500
+
+
+_NAMES = dict(
+    zip(
+        BYTES,
+        (
+            "parameters",
+            "gradients",
+            "optimizer",
+            "activations",
+            "KV cache",
+            "temporaries",
+            "inputs",
+            "untracked",
+        ),
+        strict=True,
+    )
+)
+
+
+def memory_bars(study: pd.DataFrame) -> Chart | None:
+    """Peak memory by category, one stacked bar for each trial, fewest techniques first.
+
+    The device's capacity is a line where it is in sight; a trial that ran out of memory is an empty bar up
+    to what it held, and says so. None if no trial has a peak. At most 30 trials: those with the fewest
+    techniques, then those with the lowest peaks.
+    """
+    shown = study[study["status"].isin(["ok", "oom"])].assign(many=study["steps"].map(len))
+    shown = shown[shown[PEAK].notna() | (shown["status"] == "oom")]
+    if shown.empty:
+        return None
+    shown = shown.sort_values(["many", PEAK]).head(_BARS)
+    order = list(shown["label"])
+    unit, size = unit_of(shown[PEAK].max())
+    parts = _parts(shown, size)
+    y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, labelPadding=6))
+    bars = (
+        alt.Chart(parts)
+        .mark_bar(stroke=INK, strokeWidth=0.4)
+        .encode(
+            x=alt.X("size:Q", title=f"peak memory [{unit}]", stack="zero", axis=alt.Axis(tickCount=10)),
+            y=y,
+            color=alt.Color(
+                "category:N",
+                scale=alt.Scale(domain=list(_NAMES.values()), range=colours(0, 1, 2, 3, 7, 4, 5, 6)),
+                legend=alt.Legend(title=None, orient="top", columns=4),
+            ),
+            order=alt.Order("nth:Q"),
+            tooltip=["label:N", "category:N", alt.Tooltip("size:Q", title=unit, format=",.3f")],
+        )
+    )
+    layers: list[alt.Chart] = [bars]
+    full = shown[shown["status"] == "oom"]
+    capacity = (
+        shown["device_memory_bytes"].dropna().max() if shown["device_memory_bytes"].notna().any() else 0
+    )
+    in_sight = capacity and (capacity < 4 * (shown[PEAK].max() or 0) or len(full))
+    if len(full):
+        layers += _out_of_memory(full, size, capacity, y)
+    if in_sight:
+        line = pd.DataFrame({"at": [capacity / size], "says": [f"device: {capacity / size:,.1f} {unit}"]})
+        layers += [
+            alt.Chart(line)
+            .mark_rule(color=INK, strokeDash=[6, 3], strokeWidth=1.5)
+            .encode(x="at:Q", tooltip="says:N")
+        ]
+    return styled_chart(*layers, height=max(60, 22 * len(order)))
+
+
+def _parts(shown: pd.DataFrame, size: float) -> pd.DataFrame:
+    fits = shown[shown["status"] == "ok"]
+    known = fits["tracked_peak_bytes"].notna()  # nothing is untracked in a prediction
+    bare = fits[~known].assign(**dict.fromkeys(BYTES, 0) | {"untracked_bytes": fits.loc[~known, PEAK]})
+    parts = pd.concat([fits[known], bare]).melt(id_vars="label", value_vars=list(BYTES), value_name="bytes")
+    parts = parts[parts["bytes"] > 0]
+    nth = {name: number for number, name in enumerate(BYTES)}
+    return parts.assign(
+        size=parts["bytes"] / size, category=parts["variable"].map(_NAMES), nth=parts["variable"].map(nth)
+    ).drop(columns=["variable", "bytes"])
+
+
+def _out_of_memory(full: pd.DataFrame, size: float, capacity: float, y: alt.Y) -> list[alt.Chart]:
+    reached = full[PEAK].fillna(capacity).fillna(0) / size
+    table = pd.DataFrame({"label": full["label"], "reached": reached, "says": "out of memory"})
+    outline = alt.Chart(table).mark_bar(fillOpacity=0, stroke=INK, strokeDash=[3, 3], strokeWidth=1.2)
+    text = (
+        alt.Chart(table)
+        .mark_text(align="left", dx=6, color=INK, fontStyle="italic")
+        .encode(x=alt.datum(0), text="says:N")
+    )
+    return [outline.encode(x="reached:Q", y=y, tooltip=["label:N", "says:N"]), text.encode(y=y)]
+
+
+def speed_against_memory(study: pd.DataFrame) -> Chart | None:
+    """Throughput against peak memory, with intervals and the Pareto frontier as a line.
+
+    None without two measured trials. Above 1500 trials, the frontier and an even sample of the others.
+    """
+    fits = study[(study["status"] == "ok") & study[RATE].notna()]
+    if len(fits) < 2:
+        return None
+    best = frontier(fits)
+    if len(fits) > _POINTS:
+        fits = pd.concat([best, fits.drop(best.index).sample(_POINTS - len(best), random_state=0)])
+    unit, size = unit_of(fits[PEAK].max())
+    columns = ["label", "precision", "lora", RATE, f"{RATE}_ci_low", f"{RATE}_ci_high"]
+    points = fits[columns].assign(peak=fits[PEAK] / size)
+    edge = best[[RATE]].assign(peak=best[PEAK] / size)
+    x = alt.X(
+        "peak:Q",
+        title=f"peak memory [{unit}]",
+        scale=alt.Scale(zero=False, padding=25),
+        axis=alt.Axis(tickCount=10),
+    )
+    y = alt.Y(f"{RATE}:Q", title="tokens/s per device", scale=alt.Scale(zero=False, padding=20))
+    base = alt.Chart(points)
+    intervals = base.mark_rule(color=INK, opacity=0.5).encode(
+        x=x, y=alt.Y(f"{RATE}_ci_low:Q"), y2=f"{RATE}_ci_high:Q"
+    )
+    levels = sorted(points["precision"].unique())
+    marks = base.mark_point(size=90, filled=True, opacity=0.95, stroke=INK, strokeWidth=0.6).encode(
+        x=x,
+        y=y,
+        color=alt.Color(
+            "precision:N",
+            scale=alt.Scale(domain=levels, range=colours(0, 3, 2, 4, 1, 7, 5)[: len(levels)]),
+            legend=alt.Legend(orient="top", title="precision"),
+        ),
+        shape=alt.Shape(
+            "lora:N",
+            scale=alt.Scale(domain=["off", "on"], range=["circle", "triangle-up"]),
+            legend=alt.Legend(orient="top", title="LoRA"),
+        ),
+        tooltip=[
+            alt.Tooltip("label:N", title="techniques"),
+            alt.Tooltip("peak:Q", title=f"peak [{unit}]", format=",.3f"),
+            alt.Tooltip(f"{RATE}:Q", title="tokens/s", format=",.0f"),
+            alt.Tooltip(f"{RATE}_ci_low:Q", title="from", format=",.0f"),
+            alt.Tooltip(f"{RATE}_ci_high:Q", title="to", format=",.0f"),
+        ],
+    )
+    line = alt.Chart(edge).mark_line(
+        color=INK, strokeDash=[4, 3], strokeWidth=1.2, interpolate="step-after"
+    )
+    return styled_chart(line.encode(x=x, y=y), intervals, marks, height=380)

@@ -1,0 +1,109 @@
+"""A report as one HTML file that opens from a disk and asks nothing of a network.
+
+It carries its libraries with it: Vega (drawing, from vl-convert) and DataTables (the last table, from
+itables). Without JavaScript everything but the last table is there: figures are also inlined as SVG. A
+content security policy forbids the page to load anything at all.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.reports.document import Report
+
+# Columns of the last table that a list of their values filters.
+FILTERS = (
+    "status",
+    "model",
+    "workload",
+    "method",
+    "precision",
+    "lora",
+    "checkpointing",
+    "fsdp",
+    "offload",
+    "optimizer",
+)
+_SIGNIFICANT = 5
+
+
+def html_page(
+    report: Report, drawn: dict[str, str], links: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The page.
+
+    Args:
+        report: what it says.
+        drawn: its figures as SVG, by name.
+        links: other pages' addresses, by what they are called.
+    """
+    pages = Environment(
+        loader=PackageLoader("bench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    datatables = files("itables") / "html"
+    return pages.get_template("report.html").render(
+        report=report,
+        links=links,
+        drawn={name: Markup(svg) for name, svg in drawn.items()},
+        specifications=_data({figure.name: figure.specification for figure in report.figures()}),
+        rows=_data(_columns(report.rows)),
+        filters=FILTERS,
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        datatables_css=_safe((datatables / "dt_bundle.css").read_text(), "style"),
+        datatables=b64encode((datatables / "dt_bundle.js").read_bytes()).decode(),
+        vega=_safe(_vega(), "script"),
+    )
+
+
+def _vega() -> str:
+    return vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the argument has a default
+
+
+def _asset(name: str) -> Markup:
+    return Markup((files("bench.reports") / "templates" / name).read_text())
+
+
+def _safe(text: str, tag: str) -> Markup:
+    """A library's text inside its element, which it must not close."""
+    return Markup(text.replace(f"</{tag}", f"<\\/{tag}"))
+
+
+def _data(value: Any) -> Markup:
+    """JSON inside a script element: rows are data, and cannot end it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
+
+
+def _columns(rows: pd.DataFrame) -> dict[str, Any]:
+    """The rows by column, numbers rounded to what can be read; repeated text is kept once."""
+    columns = []
+    for name in rows.columns:
+        values = rows[name]
+        if pd.api.types.is_numeric_dtype(values):
+            columns.append({"name": name, "numbers": [_rounded(value) for value in values]})
+        else:
+            codes, texts = pd.factorize(values.fillna("").astype(str))
+            columns.append({"name": name, "codes": codes.tolist(), "texts": list(texts)})
+    return {"columns": columns, "size": len(rows)}
+
+
+def _rounded(value: float) -> float | int | None:
+    if pd.isna(value):
+        return None
+    number = float(f"{float(value):.{_SIGNIFICANT}g}")
+    return int(number) if number.is_integer() else number

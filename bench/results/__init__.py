@@ -1,0 +1,1 @@
+"""Rows: their schema, files, folders and buckets; written atomically, readable for years."""

@@ -1,0 +1,112 @@
+"""The row's columns and their types, and how a table of another version comes to have them.
+
+Columns may be added, and every change of `SCHEMA` raises `SCHEMA_VERSION`, which each file holds in its
+metadata (CONTRIBUTING.md says what else a change owes). Bytes and seconds are stored as such.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from bench.trial.vocabulary import CATEGORIES, PHASES
+from bench.machine.provenance import PACKAGES
+
+SCHEMA_VERSION = 2
+
+_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+# What the ranks of one trial may disagree on: the row holds the largest, `per_rank` keeps them all.
+RANK_BYTES = (
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_device_used_bytes",
+    "context_bytes",
+    "peak_host_rss_bytes",
+    "build_peak_allocated_bytes",
+    "build_peak_reserved_bytes",
+    "cold_peak_allocated_bytes",
+    "cold_peak_reserved_bytes",
+    "tracked_peak_bytes",
+    "gathered_max_bytes",
+    "host_max_bytes",
+    *(f"{category}_bytes" for category in CATEGORIES),
+    *(f"{category}_max_bytes" for category in CATEGORIES),
+    *(f"{phase}_tracked_peak_bytes" for phase in PHASES),
+    "untracked_bytes",
+    "oom_requested_bytes",
+)
+
+_PER_RANK = pa.list_(
+    pa.struct([("rank", _INT), ("step_seconds_median", _REAL), *((n, _INT) for n in RANK_BYTES)])
+)
+
+SCHEMA = pa.schema(
+    [
+        # identity
+        *((name, _TEXT) for name in ("trial_id", "sweep_id")),
+        ("replicate", _INT),
+        ("started_at", pa.timestamp("us", tz="UTC")),
+        *((name, _TEXT) for name in ("method", "formula", "status", "reason", "traceback")),
+        # axes
+        *((name, _TEXT) for name in ("model", "precision", "lora")),
+        ("lora_rank", _INT),
+        *((name, _TEXT) for name in ("checkpointing", "fsdp")),
+        ("world_size", _INT),
+        *((name, _TEXT) for name in ("offload", "optimizer", "workload", "kv_cache")),
+        ("decode_tokens", _INT),
+        *((n, _INT) for n in ("micro_batch_size", "seq_len", "grad_accum_steps", "seed", "threads")),
+        *((n, _TEXT) for n in ("param_dtype", "compute_dtype", "quantization", "attention")),
+        ("memory_limit_bytes", _INT),
+        ("predicted_peak_bytes", _INT),
+        *((name, _TEXT) for name in ("overrides", "definition")),
+        # size
+        *((name, _INT) for name in ("param_count", "trainable_param_count")),
+        # memory
+        *((name, _INT) for name in RANK_BYTES),
+        ("peak_phase", _TEXT),
+        ("per_rank", _PER_RANK),
+        # time
+        ("step_seconds", pa.list_(_REAL)),
+        *((name, _REAL) for name in ("step_seconds_median", "step_seconds_iqr")),
+        ("step_seconds_p95", _REAL),
+        ("first_token_seconds", _REAL),
+        ("step_outliers", _INT),
+        ("tokens_per_step", _INT),
+        *((f"tokens_per_sec_per_device{end}", _REAL) for end in ("", "_ci_low", "_ci_high")),
+        *((n, _REAL) for n in ("tokens_per_sec_global", "mfu", "hfu", "model_flops_per_step")),
+        *((n, _REAL) for n in ("hardware_flops_per_step", "block_seconds", "cold_step_seconds")),
+        *((n, _REAL) for n in ("build_seconds", "simulation_seconds", "wall_seconds", "overhead_seconds")),
+        ("stop_reason", _TEXT),
+        # proof
+        ("evidence", _TEXT),
+        ("losses", pa.list_(_REAL)),
+        *((name, _BOOL) for name in ("device_throttled", "device_shared")),
+        *((f"clock_mhz_{when}", _INT) for when in ("before", "after")),
+        *((f"temperature_celsius_{when}", _INT) for when in ("before", "after")),
+        *((f"power_watts_{when}", _REAL) for when in ("before", "after")),
+        # provenance
+        ("device_name", _TEXT),
+        ("device_memory_bytes", _INT),
+        ("driver_version", _TEXT),
+        *((f"{package}_version", _TEXT) for package in PACKAGES),
+        *((name, _TEXT) for name in ("python_version", "hostname", "environment", "git_commit")),
+        ("git_dirty", _BOOL),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def cast_to_schema(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """The table with the wanted columns alone, in their types and order, null where it has none.
+
+    Raises:
+        pa.ArrowException: a value cannot be had in the wanted type without loss.
+    """
+    if table.schema.equals(wanted):  # which says nothing about metadata, and a stranger's goes no further
+        return table.replace_schema_metadata(wanted.metadata)
+    held = set(table.column_names)
+    columns = [
+        table[field.name].cast(field.type) if field.name in held else pa.nulls(len(table), field.type)
+        for field in wanted
+    ]
+    return pa.table(columns, schema=wanted)

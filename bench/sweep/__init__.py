@@ -1,0 +1,1 @@
+"""One command's trials: resumed, forecast, executed, launched elsewhere, shown while they run."""

@@ -1,0 +1,176 @@
+"""What the doctor looks at: an installation, then a folder of results. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from bench import formatting, paths
+from bench.config.compose import trial_from
+from bench.machine import host, leases, nvml, provenance
+from bench.processes import isolate
+from bench.results import row_file, store
+from bench.sweep import resume
+from bench.trial.outcome import FINISHED
+
+_LITTLE_ROOM_BYTES = 100 * 2**20
+_BRIEF = ("timing.min_steps=2", "timing.max_steps=2", "timing.warmup_steps=1")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what, what was found, and what to do about it (None: it is well)."""
+
+    what: str
+    found: str
+    remedy: str | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something has to be done."""
+        return self.remedy is not None
+
+
+def findings(results_dir: Path, *, trial: bool) -> Iterator[Finding]:
+    """Everything, one by one, as it is found.
+
+    Args:
+        results_dir: a folder of results; one that is not there is no fault.
+        trial: whether to execute one too (some seconds).
+    """
+    yield from _packages()
+    yield _devices()
+    yield _leases()
+    if trial:
+        yield _trial()
+    if not (results_dir / "trials").is_dir():
+        yield Finding("results", f"{results_dir} holds no rows yet")
+        return
+    yield _room(results_dir)
+    rows, foreign = _read(results_dir)
+    yield _foreign(foreign)
+    yield _abandoned(results_dir)
+    yield from _rows(rows)
+
+
+def _packages() -> Iterator[Finding]:
+    """Python and each dependency against the ranges of pyproject.toml."""
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    python = ".".join(map(str, sys.version_info[:3]))
+    fits = Requirement(f"python{project['requires-python']}").specifier.contains(python)
+    yield Finding("python", python, None if fits else f"use Python {project['requires-python']}")
+    for text in project["dependencies"]:
+        wanted = Requirement(text)
+        try:
+            version = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            yield Finding(wanted.name, "not installed", f"pip install '{text}'")
+            continue
+        fits = wanted.specifier.contains(version, prereleases=True)
+        yield Finding(wanted.name, version, None if fits else f"pip install '{text}'")
+
+
+def _devices() -> Finding:
+    names = nvml.gpu_names()
+    driver = nvml.driver_version()
+    here = f"{host.cpu_name()}, {len(host.cores())} cores"
+    if not names:
+        return Finding("devices", f"CPU ({here}); no NVIDIA GPU that NVML knows of")
+    if "+cpu" in metadata.version("torch"):
+        remedy = "this torch is built for the CPU alone: install the one for CUDA"
+        return Finding("devices", f"{', '.join(names)}, driver {driver}", remedy)
+    return Finding("devices", f"{', '.join(names)}, driver {driver}; CPU ({here})")
+
+
+def _leases() -> Finding:
+    held = leases.leased()
+    if not held:
+        return Finding("leases", "no trial is running on this machine")
+    names = ", ".join(f"{name} by process {pid}" for name, pid in held.items())
+    return Finding("leases", f"held now: {names}; a new trial waits for them")
+
+
+def _trial() -> Finding:
+    """The fork server, the stack, bitsandbytes' compiled part and a quantised step, at one go."""
+    asked = trial_from([*_BRIEF, "precision=int8", "lora=on", "device=auto"])
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        outcome = isolate.run_isolated(asked, log=Path(folder) / "log", timeout_seconds=300)
+    if outcome.status == "ok":
+        return Finding("trial", f"int8 + LoRA trains on {outcome.hardware['device_name']}")
+    remedy = "python bench/run.py precision=int8 lora=on, and read the log that it names"
+    return Finding("trial", f"{outcome.status}: {outcome.reason}", remedy)
+
+
+def _room(results_dir: Path) -> Finding:
+    free = shutil.disk_usage(results_dir).free
+    if not os.access(results_dir / "trials", os.W_OK):
+        return Finding(
+            "disk", f"{results_dir} cannot be written to", "give yourself the right to write there"
+        )
+    enough = free > _LITTLE_ROOM_BYTES
+    remedy = None if enough else "make room, or name another results_dir: rows and logs need some"
+    return Finding("disk", f"{formatting.format_bytes(free)} free at {results_dir}", remedy)
+
+
+def _read(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows, and the names of files that hold none."""
+    columns = ("trial_id", "replicate", "started_at", "status", "environment", "overrides")
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        rows = store.records(results_dir, columns=columns)
+    return rows, re.findall(r"^(.*?): not a row", said.getvalue(), re.MULTILINE)
+
+
+def _foreign(names: list[str]) -> Finding:
+    if not names:
+        return Finding("files", "every file in it is a row of this project")
+    remedy = "move them away: readers pass over them, but plain pandas.read_parquet stops at them"
+    return Finding(
+        "files",
+        f"{formatting.count_of(len(names), 'file')} not of this project: {', '.join(names)}",
+        remedy,
+    )
+
+
+def _abandoned(results_dir: Path) -> Finding:
+    left = row_file.abandoned_files(results_dir)
+    if not left:
+        return Finding("places", "no killed sweep has left anything behind")
+    return Finding(
+        "places",
+        f"{formatting.count_of(len(left), 'hidden file')} of killed sweeps (the next one clears them)",
+    )
+
+
+def _rows(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Statuses; what failed and has not been done since; what can no longer be told apart from new code."""
+    counts = Counter(row["status"] for row in rows)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    yield Finding("rows", f"{len(rows)}: {said}" if rows else "none")
+    failed = [row for row in resume.without_resolved_failures(rows) if row["status"] not in FINISHED]
+    if failed:
+        trials = {(row["trial_id"], row["replicate"]) for row in failed}
+        remedy = f"run the sweep again, it retries these; the first alone: {failed[0]['overrides']}"
+        yield Finding("failed", formatting.count_of(len(trials), "trial") + " never finished", remedy)
+    here = provenance.fingerprint(len(host.cores()))
+    other = sum(row["environment"] != here for row in rows)
+    if other:
+        yield Finding(
+            "environment",
+            f"{formatting.count_of(other, 'row')} of another machine, stack or code: "
+            "resume=auto runs those again",
+        )

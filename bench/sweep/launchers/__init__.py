@@ -1,0 +1,1 @@
+"""Hydra's launchers for other machines: Slurm and Ray."""

@@ -1,0 +1,119 @@
+"""From a checked command line to rows and a table: what the door does around Hydra's own loop."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from hydra._internal.utils import get_args_parser
+from hydra.plugins.sweeper import Sweeper
+
+from bench import paths
+from bench.config.command_line import Command, check
+from bench.config.compose import CommandError
+from bench.results import row_file
+
+_HERE = ("basic", "joblib")  # launchers whose jobs are this terminal's too, and know Ctrl-C
+
+
+def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+        hydra_main: the door's function under @hydra.main, which reads sys.argv.
+        argv: the command line, program name first.
+    """
+    arguments = get_args_parser().parse_args(argv[1:])
+    asks = ("help", "hydra_help", "version", "cfg", "shell_completion", "info")
+    if any(getattr(arguments, ask, None) for ask in asks):
+        hydra_main()
+        return 0
+    if arguments.config_dir or arguments.config_path or arguments.config_name:
+        print("bench/run.py: its configuration lies in conf/; other folders are not read", file=sys.stderr)
+        return 2
+    sweep_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    from bench.sweep.launchers import registry
+
+    try:
+        registry.require(arguments.overrides)
+        command = check(arguments.overrides, multirun=arguments.multirun, sweep_id=sweep_id)
+    except CommandError as error:
+        print(f"bench/run.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        if not command.dry_run:
+            _require_room(command)
+    except OSError as error:
+        print(
+            f"bench/run.py: results_dir={command.results_dir}: {error.strerror or error}", file=sys.stderr
+        )
+        return 2
+    sys.argv = [argv[0], *registry.arguments(command)]
+    cut_short = _carry_out(command, hydra_main)
+    if cut_short == 128 + signal.SIGPIPE:  # there is nobody to show a table to
+        sys.stdout = None
+        return cut_short
+    return _close(command, cut_short)
+
+
+def _require_room(command: Command) -> None:
+    """The folder can be written to, and what killed sweeps left in it is cleared away.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if paths.is_remote(command.results_dir):
+        probe = command.results_dir / "trials" / f".{command.sweep_id}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        return
+    (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
+        pass
+    for left in row_file.abandoned_files(command.results_dir):
+        left.unlink(missing_ok=True)
+
+
+def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
+    """Runs all jobs; the exit code if that was cut short."""
+    from bench.sweep import job, progress, signals
+
+    signals.install_handlers(door=True, patient=command.launcher in _HERE)
+    # Hydra would compose every combination before the first may start; `check` has just passed them all
+    Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
+    try:
+        with progress.progress(command.size):
+            hydra_main()
+    except signals.EndedBySignal as ended:
+        return 128 + ended.number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except job.NotWrittenError as error:
+        print(f"bench/run.py: {error}", file=sys.stderr)
+        return 1
+    return None
+
+
+def _close(command: Command, cut_short: int | None) -> int:
+    """Shows the sweep's table; the exit code follows from its rows."""
+    from bench.results import store
+    from bench.sweep import resume, summary
+
+    if command.dry_run:
+        summary.show_plan()
+        return cut_short or 0
+    logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
+    reused = resume.reused_rows(logs, command.results_dir)
+    rows = store.records(command.results_dir, command.sweep_id)
+    summary.show(rows, reused, command, interrupted=cut_short is not None)
+    summary.show_lost()
+    rows += reused
+    if cut_short is not None:
+        return cut_short
+    failed = any(row["status"] in ("error", "timeout") for row in rows)
+    missing = command.size is not None and len(rows) < command.size
+    return 1 if failed or missing or not rows else 0

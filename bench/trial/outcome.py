@@ -1,0 +1,44 @@
+"""How a trial can end, and which of several executions of it counts.
+
+`Outcome` is what comes back for a Trial. Needs nothing: the processes that run trials, and whatever reads
+rows, share these words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+FINISHED = ("ok", "oom", "skipped")  # what will not change when it runs again
+STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # better first
+
+
+def counting_executions(executions: Iterable[tuple[Hashable, str]]) -> list[bool]:
+    """Which executions count: not the failures that a later execution of the same replicate made good.
+
+    Args:
+        executions: oldest first; of each, what tells its trial and replicate from others, and its status.
+    """
+    kept: list[bool] = []
+    good: set[Hashable] = set()
+    for key, status in reversed(list(executions)):
+        if status in FINISHED:
+            good.add(key)
+        kept.append(status in FINISHED or key not in good)
+    return kept[::-1]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended, and what each rank found out.
+
+    `ranks` holds one dict of columns for each rank that had any, by rank.
+    """
+
+    status: str
+    reason: str | None
+    traceback: str | None
+    ranks: list[dict[str, Any]]
+    hardware: dict[str, Any]
+    wall_seconds: float

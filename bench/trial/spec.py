@@ -1,0 +1,206 @@
+"""A trial: one configuration, executed once, in one fresh process.
+
+This module owns what defines a trial, and its identity; the axes are in `axes.py`, and what makes a valid
+combination impossible in `rules.py`. It knows neither Hydra nor torch: the door validates in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from bench.trial.axes import (
+    Checkpointing,
+    Fsdp,
+    KvCache,
+    Lora,
+    Model,
+    Offload,
+    Optimizer,
+    Precision,
+    Timing,
+    Workload,
+    at_least,
+    one_of,
+    require,
+)
+
+METHODS = ("measure", "simulate", "estimate")
+FORMULAS = ("closed_form", "rule_of_thumb")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration, validated: everything that defines what is executed.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the key and what was expected.
+    """
+
+    model: Model
+    precision: Precision
+    lora: Lora
+    checkpointing: Checkpointing
+    fsdp: Fsdp
+    offload: Offload
+    optimizer: Optimizer
+    workload: Workload
+    timing: Timing
+    kv_cache: KvCache = field(default_factory=lambda: KvCache("dynamic"))
+    method: str = "measure"
+    formula: str = "closed_form"
+    whole: bool = False
+    device: str = "auto"
+    micro_batch_size: int = 4
+    seq_len: int = 128
+    grad_accum_steps: int = 1
+    seed: int = 0
+    threads: int | None = None
+    memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("method", self.method, METHODS)
+        one_of("formula", self.formula, FORMULAS)
+        for name in ("micro_batch_size", "grad_accum_steps"):
+            at_least(name, getattr(self, name), 1)
+        at_least("seq_len", self.seq_len, 2)
+        require(0 <= self.seed < 2**31, f"seed={self.seed}: must be in [0, 2^31)")
+        for optional in ("threads", "memory_limit_bytes"):
+            if getattr(self, optional) is not None:
+                at_least(optional, getattr(self, optional), 1)
+        kind, _, index = self.device.partition(":")
+        one_of("device", kind, ("auto", "cpu", "cuda", "xpu", "mps"))
+        require(
+            index.isdigit() or ":" not in self.device,
+            f"device={self.device}: the part after the colon must be a device's number",
+        )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that train together; 1 when fsdp is off, whatever fsdp.world_size says."""
+        return 1 if self.fsdp.name == "off" else self.fsdp.world_size
+
+    @property
+    def processes(self) -> int:
+        """Processes that execute it: its ranks when measured, one that imagines the others otherwise."""
+        return self.world_size if self.method == "measure" else 1
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of one sequence whose keys and values are kept in the end; 0 where it trains.
+
+        The last token that is decoded is not fed back.
+        """
+        if not self.workload.inference:
+            return 0
+        return self.seq_len + (self.workload.decode_tokens - 1 if self.workload.name == "decode" else 0)
+
+    @property
+    def quantises_weights(self) -> bool:
+        """Whether the blocks' weights are stored quantised; int8 weights that train are not."""
+        frozen = self.lora.enabled or self.workload.inference
+        return self.precision.quantization == "nf4" or (self.precision.quantization == "int8" and frozen)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens one rank processes in a step; an encoder-decoder's source and target both count.
+
+        Where it decodes, a step is one new token of each sequence.
+        """
+        if self.workload.name == "decode":
+            return self.micro_batch_size
+        sides = 2 if self.model.encoder_decoder else 1
+        return self.micro_batch_size * self.seq_len * self.grad_accum_steps * sides
+
+    def definition(self) -> dict[str, Any]:
+        """What defines the trial, as plain data; details of axes that are off are left out."""
+        whole = asdict(self)
+        for axis in ("lora", "fsdp"):
+            if whole[axis]["name"] == "off":
+                whole[axis] = {"name": "off"}
+        if self.workload.name != "decode":
+            del whole["workload"]["decode_tokens"]
+        if not self.workload.inference:
+            del whole["kv_cache"]
+        for key, method in (("formula", "estimate"), ("whole", "simulate")):
+            if self.method != method:
+                del whole[key]
+        return whole
+
+    @property
+    def trial_id(self) -> str:
+        """Hash of the definition: any change that defines the trial makes a new id (16 hex digits)."""
+        canonical = json.dumps(self.definition(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def from_definition(definition: dict[str, Any]) -> Trial:
+    """The trial that a row's `definition` describes; keys that this version does not know are left out.
+
+    Raises:
+        ValueError: a value is out of the range that this version accepts.
+        TypeError: something that defines a trial is missing.
+    """
+    values: dict[str, Any] = {}
+    for known in fields(Trial):
+        if known.name not in definition:
+            continue
+        value = definition[known.name]
+        part = _PARTS.get(known.name)
+        if part is not None:
+            value = part(**{f.name: value[f.name] for f in fields(part) if f.name in value})
+        values[known.name] = value
+    return Trial(**values)
+
+
+def from_text(definition: str) -> Trial | None:
+    """The same of the column as it is stored; None where this version makes no trial of it: it is anybody's
+    text."""
+    try:
+        return from_definition(json.loads(definition))
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
+_PARTS: dict[str, Any] = {
+    "model": Model,
+    "precision": Precision,
+    "lora": Lora,
+    "checkpointing": Checkpointing,
+    "fsdp": Fsdp,
+    "offload": Offload,
+    "optimizer": Optimizer,
+    "workload": Workload,
+    "kv_cache": KvCache,
+    "timing": Timing,
+}
+
+
+def axes_of(trial: Trial) -> dict[str, Any]:
+    """The row's axes: levels by name, and shapes."""
+    return {
+        "method": trial.method,
+        "formula": trial.formula if trial.method == "estimate" else None,
+        "model": trial.model.label,
+        "precision": trial.precision.name,
+        "lora": trial.lora.name,
+        "lora_rank": trial.lora.rank if trial.lora.enabled else None,
+        "checkpointing": trial.checkpointing.name,
+        "fsdp": trial.fsdp.name,
+        "world_size": trial.world_size,
+        "offload": trial.offload.name,
+        "optimizer": trial.optimizer.name,
+        "workload": trial.workload.name,
+        "kv_cache": trial.kv_cache.name if trial.workload.inference else None,
+        "decode_tokens": trial.workload.decode_tokens if trial.workload.name == "decode" else None,
+        "micro_batch_size": trial.micro_batch_size,
+        "seq_len": trial.seq_len,
+        "grad_accum_steps": trial.grad_accum_steps,
+        "seed": trial.seed,
+        "param_dtype": trial.precision.param_dtype,
+        "compute_dtype": trial.precision.compute_dtype,
+        "quantization": trial.precision.quantization,
+        "memory_limit_bytes": trial.memory_limit_bytes,
+    }

@@ -1,0 +1,60 @@
+"""Trial -> Run: a model, an optimizer and batches on a device, with the techniques applied in order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from bench.trial.spec import Trial
+from bench.workload import architectures
+from bench.workload.state import Run
+from bench.workload.techniques import PLACING, SHAPING
+
+
+def build(trial: Trial, device: torch.device, rank: int = 0, target: str | None = None) -> Run:
+    """Everything a step needs, ready for the first one.
+
+    Args:
+        trial: what to build.
+        device: where it trains.
+        rank: this process among the trial's ranks; ranks share weights and differ in tokens.
+        target: the type of device that a simulated trial is about; None: the one it runs on.
+
+    Raises:
+        torch.OutOfMemoryError: the device cannot hold the model (RuntimeError on the CPU).
+        ValueError: a technique cannot be applied to this architecture.
+    """
+    with unset_fake_temporarily():  # shapes are neither real nor fake
+        trial = replace(trial, model=architectures.resolved(trial.model))
+        run = Run(trial, device, target or device.type, architectures.on_meta(trial))
+        for technique in SHAPING:
+            technique.apply(run)
+    for technique in PLACING:
+        technique.apply(run)
+    if trial.workload.inference:
+        run.model.eval().requires_grad_(False)
+    run.batches = _batches(trial, int(run.model_config.vocab_size), device, rank)
+    return run
+
+
+def _batches(
+    trial: Trial, vocab_size: int, device: torch.device, rank: int
+) -> list[dict[str, torch.Tensor]]:
+    """One batch for each micro-step: uniform tokens, [micro_batch_size, seq_len] int64."""
+    generator = torch.Generator().manual_seed(trial.seed * 1_000_003 + rank)
+    shape = (trial.micro_batch_size, trial.seq_len)
+
+    def tokens() -> torch.Tensor:
+        return torch.randint(vocab_size, shape, generator=generator).to(device)
+
+    if trial.workload.inference:
+        return [{"input_ids": tokens()}]
+    batches = []
+    for _ in range(trial.grad_accum_steps):
+        source = tokens()
+        # a decoder learns to continue its input; an encoder-decoder maps a source to a target
+        labels = tokens() if trial.model.encoder_decoder else source
+        batches.append({"input_ids": source, "labels": labels})
+    return batches

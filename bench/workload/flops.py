@@ -1,0 +1,68 @@
+"""How much arithmetic a step needs, and how much of the device's peak that is.
+
+MFU counts what the mathematics needs; HFU counts what the hardware did, recomputation included
+(Chowdhery 2022, PaLM, appendix B; Korthikanti 2022, section 6). Both are undefined where the arithmetic
+is quantised or the device's peak is unknown.
+"""
+
+from __future__ import annotations
+
+from bench.trial.spec import Trial
+
+
+def attention_flops(trial: Trial) -> float:
+    """Forward FLOPs of one rank's step that no parameter accounts for: scores and their use.
+
+    Two matmuls of [seq, head_dim] x [head_dim, seq] for each head, 2 FLOPs a multiply-add: 4 s^2 h a
+    layer and sequence, half of it where the attention is causal.
+    """
+    model, seq = trial.model, trial.seq_len
+    width = model.heads * model.head_dim
+    full = 4 * seq * seq * width
+    # encoder layers see everything; a decoder's self-attention is causal, its cross-attention is not
+    per_layer = full + (full / 2 + full) if model.encoder_decoder else full / 2
+    return per_layer * model.layers * trial.micro_batch_size * trial.grad_accum_steps
+
+
+def step_flops(
+    trial: Trial, *, matmul_params: int, trainable_matmul_params: int, block_matmul_params: int
+) -> tuple[float, float]:
+    """FLOPs of one rank's step: what the model needs, and what the hardware does.
+
+    Args:
+        trial: the configuration.
+        matmul_params: parameters that multiply activations (embedding look-ups are not arithmetic).
+        trainable_matmul_params: those of them that need a weight gradient.
+        block_matmul_params: those of them that full checkpointing multiplies a second time.
+
+    Returns:
+        (model FLOPs, hardware FLOPs). Forward 2 a parameter and token; backward 2 for the
+        activation's gradient and 2 for the weight's where it trains: 6N in all when everything
+        trains, 4 N_frozen + 6 N_lora under LoRA. Full checkpointing repeats the forward of the blocks;
+        selective checkpointing repeats no matmul.
+    """
+    if trial.workload.inference:
+        return (_inference_flops(trial, matmul_params, block_matmul_params),) * 2
+    sides = 2 if trial.model.encoder_decoder else 1
+    tokens = trial.tokens_per_step / sides  # each parameter of an encoder-decoder sees one side
+    forward = 2 * matmul_params * tokens
+    weights = 2 * trainable_matmul_params * tokens
+    attention = attention_flops(trial)
+    model_flops = 2 * forward + weights + 3 * attention
+    if trial.checkpointing.name != "on":
+        return model_flops, model_flops
+    return model_flops, model_flops + 2 * block_matmul_params * tokens + attention
+
+
+def _inference_flops(trial: Trial, matmul_params: int, block_matmul_params: int) -> float:
+    """FLOPs of a prompt's forward, or of one decoded token (of average context) of each sequence.
+
+    The head multiplies the last position alone; a decoded token attends to all that came before it.
+    """
+    model, batch = trial.model, trial.micro_batch_size
+    head = 2 * (matmul_params - block_matmul_params) * batch
+    if trial.workload.name == "prefill":
+        return 2 * block_matmul_params * batch * trial.seq_len + head + attention_flops(trial)
+    context = trial.seq_len + trial.workload.decode_tokens / 2
+    attention = 4 * context * model.heads * model.head_dim * model.layers * batch
+    return 2 * block_matmul_params * batch + head + attention

@@ -1,0 +1,95 @@
+"""What a trial holds in memory while it runs, and questions about it that several modules ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from bench.trial.spec import Trial
+from bench.workload.architectures import DTYPES, blocks_of
+
+
+class NotInForceError(RuntimeError):  # reads as what happened
+    """A technique that the trial asked for did not happen; its numbers would be a lie."""
+
+
+class _Offload(Protocol):
+    offloaded_bytes: int
+
+    def context(self) -> AbstractContextManager[Any]: ...
+
+
+def _no_sync_needed(_model: nn.Module, _last: bool) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+def _no_cache(*_: Any) -> Any:
+    raise AssertionError("only inference has a key-value cache")
+
+
+def ignored(_tensor: torch.Tensor) -> None:
+    """What `Run.sent_to_host` does while nobody watches."""
+
+
+@dataclass
+class Run:
+    """A trial under construction, then in training or inference.
+
+    `batches` holds one batch for each micro-step, every value [micro_batch_size, seq_len]. `target` is the
+    type of device whose memory is asked about: where it runs, or where a simulated trial would.
+    """
+
+    trial: Trial
+    device: torch.device
+    target: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer = field(init=False)  # of what trains; inference has none
+    scaler: torch.amp.GradScaler = field(init=False)
+    batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    activation_offload: _Offload | None = None
+    gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
+    new_cache: Callable[[], Any] = _no_cache
+    pass_over: Callable[[Any, int], None] = _no_cache
+    cache: Any = None  # of the generation under way
+    host_weights: list[torch.Tensor] = field(default_factory=list)  # that hooks bring to the device
+    disk: TemporaryDirectory[str] | None = None  # where weights wait; it goes with the run
+    sent_to_host: Callable[[torch.Tensor], None] = ignored
+
+    @property
+    def imagined(self) -> bool:
+        """Whether tensors have shapes and no data, and other ranks do not exist."""
+        return self.trial.method == "simulate"
+
+    def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The transformer blocks themselves, whatever wraps them."""
+        yield from blocks_of(self.model).items()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks as the model calls them: the checkpointing wrapper where there is one."""
+        return [
+            self.model.get_submodule(name.removesuffix("._checkpoint_wrapped_module"))
+            for name, _ in self.named_blocks()
+        ]
+
+    @property
+    def model_config(self) -> Any:
+        """The transformers configuration, whatever wraps the model."""
+        return next(m.config for m in self.model.modules() if hasattr(m, "config"))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The forward's autocast, in force only where the precision asks for it."""
+        precision = self.trial.precision
+        return torch.autocast(
+            self.device.type, dtype=DTYPES[precision.compute_dtype], enabled=precision.autocast
+        )
+
+    def saved_tensors(self) -> AbstractContextManager[Any]:
+        """What happens to tensors that the forward saves: offloaded, or simply kept."""
+        return self.activation_offload.context() if self.activation_offload else nullcontext()

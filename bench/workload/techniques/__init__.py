@@ -1,0 +1,36 @@
+"""The memory-saving techniques, in the order in which they must be applied.
+
+One technique, one module, with two functions (see `Technique`). `apply` changes the run under
+construction; `watch` is called before a step that nobody times and returns what, after that step,
+shows that the technique was in force. Adding a technique: CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from bench.workload.state import Run
+from bench.workload.techniques import checkpointing, fsdp, kv_cache, lora, offload, optimizer, precision
+
+Evidence = dict[str, Any]
+
+
+class Technique(Protocol):
+    """What a technique's module offers."""
+
+    def apply(self, run: Run) -> None:
+        """Puts the technique in force on the run under construction, if its axis asks for it."""
+
+    def watch(self, run: Run) -> Callable[[], Evidence]:
+        """Starts watching; the returned function, called after one step, says what was seen.
+
+        The returned function raises `bench.workload.state.NotInForceError` when what the trial asked for
+        did not happen.
+        """
+
+
+# What the modules are, decided on shapes alone; then where the bytes live and what owns state.
+SHAPING = cast("tuple[Technique, ...]", (precision, lora, checkpointing))
+PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer, kv_cache))
+TECHNIQUES = (*SHAPING, *PLACING)

@@ -1,0 +1,88 @@
+"""Activation checkpointing: torch's wrapper around each block.
+
+The wrapper goes on before sharding, so that FSDP's hooks stay outside it and a recomputed block is
+gathered once. It is the non-reentrant kind, with one exception. bitsandbytes' int8 matmul keeps its
+input on its own autograd context instead of saving it through autograd, so the non-reentrant kind,
+which works by intercepting saved tensors, cannot free it; there the reentrant kind, which runs the
+first forward without a graph at all, is the one that saves memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from bench.workload.state import NotInForceError, Run
+
+_MATMUL_AND_ATTENTION = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "bitsandbytes::gemm_4bit",
+)
+
+
+def _keep_dear_outputs(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    """The selective policy: keep outputs of matmuls and attention, recompute everything else."""
+    if op.name().split(".")[0] in _MATMUL_AND_ATTENTION:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def apply(run: Run) -> None:
+    """Wraps each block; `run.blocks` then holds the wrappers."""
+    level = run.trial.checkpointing.name
+    if level == "off":
+        return
+    reentrant = run.trial.precision.quantization == "int8"
+    options: dict[str, Any] = {"checkpoint_impl": CheckpointImpl.NO_REENTRANT}
+    if level == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_dear_outputs)
+    elif reentrant:
+        options["checkpoint_impl"] = CheckpointImpl.REENTRANT
+        _require_input_gradients(run.model)
+    for name, block in run.named_blocks():
+        run.model.set_submodule(name, checkpoint_wrapper(block, **options))
+
+
+def _require_input_gradients(model: nn.Module) -> None:
+    """Without it, the reentrant kind sees frozen embeddings and concludes nothing needs gradients."""
+    shared = model.get_input_embeddings().weight  # type: ignore[operator]
+    for module in model.modules():  # an encoder-decoder has two modules over one weight
+        if isinstance(module, nn.Embedding) and module.weight is shared:
+            module.register_forward_hook(lambda _module, _args, out: out.requires_grad_(True))
+
+
+def watch(run: Run) -> Callable[[], dict[str, Any]]:
+    """How many blocks ran their forward a second time within one step."""
+    calls: dict[nn.Module, int] = {}
+
+    def count(module: nn.Module, _args: Any) -> None:
+        calls[module] = calls.get(module, 0) + 1
+
+    hooks = [block.register_forward_pre_hook(count) for _, block in run.named_blocks()]
+
+    def evidence() -> dict[str, Any]:
+        for hook in hooks:
+            hook.remove()
+        if run.trial.workload.inference:
+            return {"blocks": len(hooks)}
+        steps = run.trial.grad_accum_steps
+        recomputed = sum(1 for n in calls.values() if n > steps)
+        if run.trial.checkpointing.name != "off" and (not hooks or recomputed < len(hooks)):
+            raise NotInForceError(f"checkpointing: {recomputed} of {len(hooks)} blocks were recomputed")
+        return {"blocks": len(hooks), "recomputed_blocks": recomputed}
+
+    return evidence

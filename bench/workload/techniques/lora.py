@@ -1,0 +1,59 @@
+"""LoRA: low-rank adapters beside frozen linears, by peft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+from torch import nn
+
+from bench.workload.state import NotInForceError, Run
+from bench.workload.tensors import parameter_counts
+
+
+def apply(run: Run) -> None:
+    """Wraps the model by peft, the adapters on meta like everything else at this point."""
+    lora = run.trial.lora
+    if not lora.enabled:
+        return
+    targets: str | list[str] = lora.targets
+    if lora.targets != "all-linear":
+        targets = lora.targets.split("+")
+    seq2seq = run.model.config.is_encoder_decoder  # type: ignore[union-attr]
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
+    )
+    if isinstance(targets, list):
+        _require_all(targets, run.model)
+    run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+
+
+def _require_all(targets: list[str], model: nn.Module) -> None:
+    """peft is content if any of the names is a module's; a misspelt one would be passed over."""
+    ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [target for target in targets if target not in ends]
+    if missing:
+        names = {name.rpartition(".")[2] for name, m in model.named_modules() if hasattr(m, "weight")}
+        said = f"no module is called {', '.join(missing)}; this model has {', '.join(sorted(names))}"
+        raise ValueError(f"lora.targets: {said}")
+
+
+def watch(run: Run) -> Callable[[], dict[str, Any]]:
+    """Adapted modules and the share of the parameters that trains."""
+
+    def evidence() -> dict[str, Any]:
+        total, trainable = parameter_counts(run)
+        found: dict[str, Any] = {"trainable_fraction": trainable / total}
+        if run.trial.lora.enabled:
+            adapters = sum(1 for name, _ in run.model.named_modules() if name.endswith(".lora_A"))
+            if not adapters or trainable >= total:
+                raise NotInForceError("lora=on: no module was adapted")
+            found["lora_modules"] = adapters
+        return found
+
+    return evidence

@@ -1,0 +1,150 @@
+"""Precision: dtypes of weights and arithmetic, and quantised linears.
+
+fp32, fp16_pure and bf16_pure need nothing here: the model was made in that dtype. AMP (fp16, bf16) is
+autocast in the step plus, for fp16, a GradScaler. int8 and nf4 replace the blocks' linears by
+bitsandbytes' before any weight exists.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bench.trial.spec import Trial
+from bench.workload.architectures import DTYPES, blocks_of
+from bench.workload.state import NotInForceError, Run
+from bench.workload.tensors import quantised_linears
+
+
+class Int8Linear(bnb.nn.Linear8bitLt):
+    """Linear8bitLt that computes in the trial's compute dtype, on inputs flattened to two dimensions.
+
+    bitsandbytes' int8 linear is unknown to autocast and takes whatever dtype the norms leave it; its CPU
+    backward with trainable weights fails on three-dimensional inputs and on mixed dtypes; and it narrows a
+    bias in place to the compute dtype, which a bias that trains must not be: it is added here.
+    """
+
+    compute_dtype: torch.dtype
+    bias: nn.Parameter | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [..., in_features] -> [..., out_features] in the compute dtype."""
+        flat = x.reshape(-1, x.shape[-1]).to(self.compute_dtype)
+        bias = self.bias
+        if bias is not None and bias.requires_grad:
+            self.bias = None
+            try:
+                out = super().forward(flat)
+            finally:
+                self.bias = bias
+            out = out + bias.to(out.dtype)
+        else:
+            out = super().forward(flat)
+        return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+def apply(run: Run) -> None:
+    """Replaces the linears inside the blocks (never embeddings or head) by quantised ones, on meta."""
+    trial = run.trial
+    run.scaler = torch.amp.GradScaler(run.device.type, enabled=trial.precision.loss_scaling)
+    if trial.precision.quantization == "none":
+        return
+    for name, block in blocks_of(run.model).items():
+        for inner, module in list(block.named_modules()):
+            if type(module) in (nn.Linear, Conv1D):
+                quantised = _quantised(module, trial)
+                run.model.set_submodule(f"{name}.{inner}", quantised)
+    # peft asks for these to pick the adapter that understands quantised linears
+    run.model.is_loaded_in_8bit = trial.precision.quantization == "int8"  # type: ignore[assignment]
+    run.model.is_loaded_in_4bit = trial.precision.quantization == "nf4"  # type: ignore[assignment]
+
+
+def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
+    precision = trial.precision
+    if isinstance(module, Conv1D):
+        in_features, out_features = module.weight.shape
+    else:
+        in_features, out_features = module.in_features, module.out_features
+    dtype = DTYPES[precision.param_dtype]
+    has_bias = module.bias is not None
+    with torch.device("meta"):
+        if precision.quantization == "nf4":
+            # fully_shard can only shard a floating-point storage dtype, the one it computes in
+            storage = DTYPES[precision.compute_dtype] if trial.fsdp.shards else torch.uint8
+            linear = bnb.nn.Linear4bit(
+                in_features,
+                out_features,
+                has_bias,
+                compute_dtype=DTYPES[precision.compute_dtype],
+                compress_statistics=precision.double_quant,
+                quant_type="nf4",
+                quant_storage=storage,
+            )
+            # On CPUs with AVX512-BF16 bitsandbytes repacks weights for inference, and fails where a row is
+            # not a whole number of blocks; what is measured must not depend on that.
+            linear.support_avx512bf16_for_cpu = False
+        else:
+            trainable = not trial.quantises_weights
+            linear = Int8Linear(
+                in_features,
+                out_features,
+                has_bias,
+                has_fp16_weights=trainable,
+                threshold=precision.int8_threshold,
+            )
+            linear.compute_dtype = DTYPES[precision.compute_dtype]
+            if trainable:
+                linear.weight = bnb.nn.Int8Params(
+                    linear.weight.data.to(dtype), requires_grad=True, has_fp16_weights=True
+                )
+        if has_bias:
+            linear.bias = nn.Parameter(linear.bias.data.to(dtype))
+    return linear  # type: ignore[no-any-return]
+
+
+def _outliers(modules: list[nn.Module]) -> dict[str, float]:
+    """The share of columns that LLM.int8 multiplied in 16 bits, of those that its kernels looked at."""
+    looked = [m for m in modules if isinstance(m, Int8Linear) and m.state.idx is not None]
+    if not looked:
+        return {}
+    columns = sum(m.in_features for m in looked)
+    return {"int8_outlier_share": sum(m.state.idx.numel() for m in looked) / columns}
+
+
+def watch(run: Run) -> Callable[[], dict[str, Any]]:
+    """Dtypes of the parameters, dtype that the blocks' linears put out, and quantised modules."""
+    seen: set[str] = set()
+    linears = [m for block in run.blocks for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
+    hooks = [
+        m.register_forward_hook(lambda _m, _i, out: seen.add(str(out.dtype).removeprefix("torch.")))
+        for m in linears
+    ]
+
+    def evidence() -> dict[str, Any]:
+        for hook in hooks:
+            hook.remove()
+        modules = quantised_linears(run.model)
+        asked = run.trial.precision.quantization
+        if asked != "none" and not modules:
+            raise NotInForceError(f"precision={run.trial.precision.name}: no module was quantised")
+        dtypes = Counter(str(p.dtype).removeprefix("torch.") for p in run.model.parameters() if p.numel())
+        found: dict[str, Any] = {
+            "parameter_dtypes": dict(dtypes),
+            "linear_output_dtypes": sorted(seen),
+        }
+        if asked != "none":
+            found[f"{asked}_modules"] = len(modules)
+            stored = {m.weight.dtype for m in modules}
+            found["quantised_weight_dtypes"] = sorted(str(d).removeprefix("torch.") for d in stored)
+            found |= _outliers(modules)
+        if run.trial.precision.loss_scaling:
+            found["loss_scaling"] = run.scaler.is_enabled()
+        return found
+
+    return evidence

@@ -1,0 +1,50 @@
+"""One training step, whole: the code that measurement times, prediction runs, and attribution watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from bench.workload.generate import generate
+from bench.workload.state import Run
+
+
+def _unwatched(_phase: str) -> None:
+    pass
+
+
+def run_one_step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
+    """What the workload repeats: a training step, or a generation."""
+    return generate(run, enter) if run.trial.workload.inference else step(run, enter)
+
+
+def step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
+    """One optimizer update over `grad_accum_steps` micro-steps.
+
+    Args:
+        run: a built trial.
+        enter: told the phase about to begin (forward, backward, optimizer); for watchers only, a
+            timed step passes nothing.
+
+    Returns:
+        The mean loss over the micro-steps, a scalar on the device: reading it would synchronise.
+    """
+    count = len(run.batches)
+    total = torch.zeros((), device=run.device)
+    for index, batch in enumerate(run.batches):
+        enter("forward")
+        with run.gradient_sync(run.model, index == count - 1):
+            with run.autocast(), run.saved_tensors():
+                # .loss alone: holding the whole output would keep the logits alive through backward
+                loss = run.model(**batch).loss / count
+            enter("backward")
+            run.scaler.scale(loss).backward()
+        total += loss.detach()
+        del loss
+    enter("optimizer")
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    enter("done")
+    return total

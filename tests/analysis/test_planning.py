@@ -1,0 +1,149 @@
+"""The planning door, for real, and what it is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.analysis import planning
+from bench.machine import gpu_catalogue
+from bench.methods.roofline import step_seconds
+from bench.methods.simulate import simulate
+from bench.trial.spec import Trial
+from tests.conftest import door, make_trial
+
+
+def predict(trials: list[Trial]) -> list[dict[str, Any]]:
+    found = []
+    for trial in trials:
+        columns: dict[str, Any] = {}
+        simulate(trial, columns, "cuda")
+        found.append(columns)
+    return found
+
+
+def test_the_door_says_what_fits_and_what_to_pick() -> None:
+    words = ("model=llama-160m", "gpu=t4", "precision=fp16,fp16_pure", "lora=off", "checkpointing=on")
+    done = door(*words, script="plan.py")
+    assert done.returncode == 0, done.stderr
+    assert "model=llama-160m lora=off checkpointing=on on t4, 14.75 GiB" in done.stdout
+    assert "Pick (expected fastest of those that fit): precision=fp16" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_where_nothing_fits_it_says_what_would() -> None:
+    words = ("model=llama-1b", "gpu=t4", "precision=fp32", "lora=off", "checkpointing=on")
+    done = door(*words, script="plan.py")
+    assert done.returncode == 1
+    assert "Nothing fits." in done.stdout
+    assert "With gpus=" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1000,
+        "max_position_embeddings": 512,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ("gpu=t4", "precision=fp32", "lora=off", "checkpointing=off", "optimizer=sgd", "seq_len=64")
+    done = door(f"model={tmp_path}", *words, script="plan.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"model.pretrained={tmp_path}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("gpu=rtx-9999",), "gpu=rtx-9999: not in conf/gpu/"),
+        (("gpu=t4", "modle=llama-7b"), "did you mean model?"),
+        (("gpu=t4", "model=llama-8b"), "no such level"),
+        (("gpu=t4", "margin=2"), "margin=2.0: must be at least 0 and less than 1"),
+        (("gpu=t4", "gpus=0"), "gpus=0: must be at least 1"),
+        (("gpu=t4", "gpus=2", "workload=decode"), "gpus=2: inference is planned for one card"),
+        (("gpu=t4", "device=cpu"), "device: a plan is simulated, for the card that gpu= names"),
+        (("gpu=auto",), "gpu=auto"),
+        (("gpu=t4", "seq_len=x"), "seq_len"),
+    ],
+)
+def test_a_wrong_word_ends_it_with_one_line(words: tuple[str, ...], said: str) -> None:
+    done = door(*words, script="plan.py")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_card_without_bfloat16_is_offered_float16() -> None:
+    words = {
+        word for words in planning.combinations([], 1, gpu_catalogue.catalogue()["t4"]) for word in words
+    }
+    assert "precision=fp16_pure" in words
+    assert "precision=bf16_pure" not in words
+
+
+def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    done = door("gpu=t4", f"model={tmp_path}/none", "precision=fp32", "lora=off", script="plan.py")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("bench/plan.py: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_exist_says_why() -> None:
+    words = ("gpu=t4", "model=gpt2", "seq_len=4096", "precision=fp32", "lora=off", "checkpointing=off")
+    done = door(*words, script="plan.py")
+    assert done.returncode == 1
+    assert "gpt2 has 1024 learned positions" in done.stdout
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    card = gpu_catalogue.catalogue()["t4"]
+    trial = make_trial("model=llama-160m", "method=simulate", "precision=fp16_pure", "seq_len=1024")
+    (answer,) = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
+    assert answer.fits
+    assert answer.largest > 1
+    fitting, next_one = predict([planning._with_batch(trial, answer.largest + extra) for extra in (0, 1)])
+    assert fitting["peak_allocated_bytes"] <= answer.room < next_one["peak_allocated_bytes"]
+
+
+def test_combinations_leave_alone_what_was_chosen() -> None:
+    card = gpu_catalogue.catalogue()["a100-80gb"]
+    chosen = planning.combinations(["precision", "checkpointing"], 1, card)
+    words = {word for combined in chosen for word in combined}
+    assert words == {"lora=off", "lora=on"}
+    shards = [combined for combined in planning.combinations([], 8, card) if "fsdp=full_shard" in combined]
+    assert shards and all("fsdp.world_size=8" in combined for combined in shards)
+
+
+def test_the_seed_s_first_claim_float32_training_does_not_fit_24_gb() -> None:
+    trial = make_trial("model=llama-7b", "method=simulate", "micro_batch_size=1", "checkpointing=on")
+    (columns,) = predict([trial])
+    assert columns["peak_allocated_bytes"] > 4 * gpu_catalogue.catalogue()["rtx-3090"].memory_bytes
+
+
+def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:
+    words = ("workload=decode", "workload.decode_tokens=8", "model=llama-160m", "gpu=t4", "seq_len=512")
+    done = door(*words, "precision=fp16_pure,int8", "kv_cache=static", script="plan.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "at 519 tokens" in done.stdout
+    assert "precision=int8" in done.stdout and "precision=fp16_pure" in done.stdout
+    assert "offload=params and disk are left out" in done.stdout
+
+
+@pytest.mark.slow
+def test_where_no_precision_fits_a_card_that_would_is_named() -> None:
+    words = ("workload=prefill", "model=llama-7b", "gpu=t4", "precision=fp32", "kv_cache=dynamic")
+    done = door(*words, script="plan.py")
+    assert done.returncode == 1, done.stdout + done.stderr
+    # 4 bytes of 6.7 billion weights are 25.1 GiB: more than a 24 GB card, less than one of 32
+    assert "With gpu=rtx-5090 it fits." in done.stdout or "With gpu=v100-32gb it fits." in done.stdout

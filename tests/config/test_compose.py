@@ -1,0 +1,121 @@
+"""conf/ and the command line: every level composes, every mistake is found before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.config.command_line import check
+from bench.config.compose import CONF, CommandError
+from tests.conftest import door, make_trial
+
+LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "gpu")
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_level_composes_into_a_trial_that_carries_its_name(level: Path) -> None:
+    trial = make_trial(f"{level.parent.name}={level.stem}")
+    assert getattr(trial, level.parent.name).name == level.stem
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_level_says_what_it_is(level: Path) -> None:
+    assert level.read_text().startswith("# ")
+
+
+def test_levels_of_an_axis_have_the_same_keys() -> None:
+    for axis in {path.parent for path in LEVELS}:
+        keys = {frozenset(yaml.safe_load(path.read_text())) for path in axis.glob("*.yaml")}
+        assert len(keys) == 1, f"{axis.name}: a key that one level lacks cannot be swept across levels"
+
+
+def checked(*arguments: str, multirun: bool = True) -> int | None:
+    return check(list(arguments), multirun=multirun, sweep_id="s").size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ((), 1),
+        (("precision=fp16,int8", "lora=on,off"), 4),
+        (("lora.rank=range(1,5)", "lora=on"), 4),
+        (("precision=glob(*pure)",), 2),
+        (("precision=fp16,int8", "replicates=3"), 6),
+    ],
+)
+def test_size_of_a_sweep(arguments: tuple[str, ...], size: int) -> None:
+    assert checked(*arguments) == size
+
+
+def test_a_sweep_over_one_value_is_a_sweep() -> None:
+    command = check(["precision=choice(fp32)"], multirun=True, sweep_id="s")
+    assert command.size == 1
+    assert "hydra.mode=MULTIRUN" in command.arguments
+
+
+def test_replicates_are_interleaved() -> None:
+    command = check(["precision=fp16,int8", "replicates=2"], multirun=True, sweep_id="s")
+    assert command.arguments[0] == "replicate=0,1", "the first override varies slowest"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("presicion=fp16", "presicion: no such axis or key (did you mean precision?)"),
+        ("precision=fp61", "precision=fp61: no such level (did you mean fp16?)"),
+        ("precision=fp16,fp61", "precision=fp61: no such level"),
+        ("micro_batch_size=abc", "micro_batch_size: value 'abc' of type 'str' could not be converted"),
+        ("micro_batch_size=1,2,abc", "micro_batch_size: value 'abc'"),
+        ("lora.rank=1.5", "lora.rank: value '1.5'"),
+        ("lora.rank=0", "lora.rank=0: must be at least 1"),
+        ("+precison=fp16", "precison: no such axis or key"),
+        ("+lora.rnak=3", "lora.rnak"),
+        ("seq_len=99999999999999999999", "seq_len=99999999999999999999: must be at most 2^62"),
+        ("optimizer.lr=1e400", "optimizer.lr=inf: must be greater than 0, and finite"),
+        ("model.hidden_size=130", "model.hidden_size=130: must be a multiple of model.heads=4"),
+        ("timeout_seconds=1e400", "timeout_seconds=inf: must be greater than 0, and at most"),
+        ("precision.name=int8", "precision.name: a level's name says what it is"),
+        ("method=guess", "method=guess: choose one of"),
+        ("lora=[on", "cannot read the command line"),
+        ("replicates=0", "replicates=0: must be from 1"),
+        ("replicates=1,2", "replicates cannot be swept"),
+        ("timeout_seconds=0", "timeout_seconds=0: must be greater than 0"),
+        ("results_dir=", "results_dir is empty"),
+        ("seed=interval(1,2)", "needs another Hydra sweeper"),
+        ("precision=glob(x*)", "matches none of"),
+    ],
+)
+def test_a_mistake_is_one_clear_message(argument: str, message: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        checked(argument)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_values_without_m_say_so() -> None:
+    with pytest.raises(CommandError, match="several values need -m"):
+        checked("precision=fp16,int8", multirun=False)
+
+
+def test_combinations_of_valid_values_are_not_mistakes() -> None:
+    assert checked("precision=nf4,fp32", "lora=on,off", "offload=params,off", "fsdp=off,no_shard") == 16
+
+
+def test_the_gpu_catalogue_is_not_an_axis() -> None:
+    done = door("gpu=t4")
+    assert done.returncode == 2
+    assert "gpu: no such axis or key" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "bad", ["seed=1,2,-1", "lora.rank=4,8,0", "lora.rank=4,1.5", "precision.param_dtype=float32,7"]
+)
+def test_a_mistake_among_numbers_is_found(bad: str) -> None:
+    with pytest.raises(CommandError, match=bad.partition("=")[0]):
+        checked(bad)
+
+
+def test_numbers_beside_levels() -> None:
+    assert checked("precision=int8,nf4", "seed=range(0,30)", "optimizer.lr=0.1,0.01") == 120

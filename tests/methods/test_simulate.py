@@ -1,0 +1,149 @@
+"""The simulated step: extension in depth to the byte, CUDA's path, any number of ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from bitsandbytes.backends import utils as bnb_utils
+from torch._subclasses.fake_tensor import FakeTensor
+
+from bench.methods import simulate
+from bench.trial.skip_rules import skip_reason
+from bench.workload.build import build
+from bench.workload.train_step import step
+from tests.conftest import make_trial
+
+DEEP = (
+    "model=llama-tiny model.layers=10",
+    "model=llama-tiny model.layers=10 precision=bf16 checkpointing=on grad_accum_steps=2",
+    "model=llama-tiny model.layers=10 precision=int8 lora=on checkpointing=on",
+    "model=llama-tiny model.layers=10 precision=nf4 lora=on optimizer=adamw_8bit seq_len=16",
+    "model=llama-tiny model.layers=10 optimizer=adamw_foreach seq_len=8",
+    "model=llama-tiny model.layers=10 optimizer=adafactor seq_len=8 micro_batch_size=1",
+    "model=llama-tiny model.layers=14 fsdp=full_shard fsdp.world_size=8 precision=bf16",
+    "model=llama-tiny model.layers=14 fsdp=shard_grad_op fsdp.world_size=4 checkpointing=on",
+    "model=llama-tiny model.layers=10 fsdp=no_shard fsdp.world_size=2",
+    "model=llama-tiny model.layers=10 offload=activations",
+    "model=opt-125m model.vocab_size=500",
+    "model=gpt2 model.vocab_size=500 precision=fp16",
+    "model=mt0-small model.layers=10 model.vocab_size=500 precision=bf16_pure",
+    "model=llama-tiny model.layers=10 workload=decode workload.decode_tokens=7 seq_len=4",
+    "model=llama-tiny model.layers=10 workload=decode workload.decode_tokens=7 kv_cache=static",
+)
+
+
+def simulated(*overrides: str, target: str = "cpu") -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    simulate.simulate(make_trial("method=simulate", *overrides), columns, target)
+    del columns["simulation_seconds"]
+    return columns
+
+
+@pytest.mark.parametrize(
+    ("overrides", "target"),
+    [
+        *((overrides, "cpu") for overrides in DEEP[::4]),
+        *((overrides, "cuda") for overrides in DEEP[1::6]),
+        *(pytest.param(overrides, "cuda", marks=pytest.mark.slow) for overrides in DEEP[4::6]),
+        *(
+            pytest.param(overrides, "cpu", marks=pytest.mark.slow)
+            for overrides in DEEP
+            if overrides not in DEEP[::4]
+        ),
+    ],
+)
+def test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(
+    overrides: str, target: str
+) -> None:
+    extended = simulate._extended(make_trial("method=simulate", *overrides.split()), target)
+    assert extended is not None, "it was simulated whole"
+    whole = simulated(*overrides.split(), "whole=true", target=target)
+    assert (whole.pop("peak_reserved_bytes", None) is None) == (target == "cpu")
+    assert extended == {name: whole[name] for name in extended}
+    assert whole.keys() - extended.keys() == {"peak_allocated_bytes"}
+
+
+def test_a_model_that_saves_nothing_is_simulated_whole() -> None:
+    trial = make_trial("method=simulate", "model=llama-tiny", "model.layers=9")
+    assert simulate._extended(trial, "cpu") is None
+
+
+def test_65b_on_64_ranks_in_its_own_numbers() -> None:
+    found = simulated("model=llama-65b", "precision=bf16", "fsdp=full_shard", "fsdp.world_size=64")
+    assert found["param_count"] == 65_285_660_672
+    assert found["parameter_bytes"] == pytest.approx(4 * 65_285_660_672 / 64, rel=1e-5)
+    assert found["optimizer_bytes"] == pytest.approx(8 * 65_285_660_672 / 64, rel=1e-5)
+
+
+def test_more_ranks_hold_less_each() -> None:
+    peaks = [
+        simulated("fsdp=full_shard", f"fsdp.world_size={ranks}")["peak_allocated_bytes"]
+        for ranks in (1, 2, 8, 64)
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_every_tensor_on_cuda_is_rounded_to_512_bytes() -> None:
+    found = simulated("model.vocab_size=1001", target="cuda")
+    assert all(found[name] % 512 == 0 for name in found if name.endswith("_bytes"))
+    assert found["peak_reserved_bytes"] >= found["peak_allocated_bytes"]
+
+
+def test_cuda_takes_foreach_by_default_and_the_cpu_the_loop() -> None:
+    short = ("seq_len=8", "micro_batch_size=1")
+    cpu, cuda = simulated(*short), simulated(*short, target="cuda")
+    assert cpu["evidence"]["optimizer_implementation"] == "loop"
+    assert cuda["evidence"]["optimizer_implementation"] == "foreach"
+    assert cuda["temporary_bytes"] >= cuda["gradient_bytes"] > cpu["temporary_bytes"], (
+        "the whole denominator at once"
+    )
+
+
+def test_cuda_autocast_widens_what_the_cpu_does_not() -> None:
+    gpt2 = ("model=gpt2", "model.layers=2", "model.vocab_size=500", "precision=bf16")
+    cpu, cuda = simulated(*gpt2), simulated(*gpt2, target="cuda")
+    assert cuda["activation_max_bytes"] > 1.1 * cpu["activation_max_bytes"]
+
+
+def test_what_is_offloaded_is_on_the_host_of_a_cuda_device() -> None:
+    off, on = (simulated(f"offload={level}", target="cuda") for level in ("off", "activations"))
+    assert on["activation_max_bytes"] < 0.01 * off["activation_max_bytes"]
+    assert on["host_max_bytes"] > off["activation_max_bytes"]
+    params = simulated("offload=params", "fsdp=full_shard", "fsdp.world_size=1", target="cuda")
+    assert params["parameter_bytes"] == params["optimizer_bytes"] == 0
+    assert params["host_max_bytes"] > 16 * 664_192
+    assert simulated("offload=activations")["host_max_bytes"] == 0, "on a CPU the host is the device"
+
+
+def test_paged_state_is_not_in_the_cuda_allocator() -> None:
+    model = ("model=llama-20m", "seq_len=8")
+    paged = simulated(*model, "optimizer=adamw_8bit_paged", target="cuda")
+    resident = simulated(*model, "optimizer=adamw_8bit", target="cuda")
+    assert paged["optimizer_bytes"] + paged["host_max_bytes"] == pytest.approx(
+        resident["optimizer_bytes"], rel=0.01
+    )
+    assert paged["host_max_bytes"] > 16_000_000
+
+
+@pytest.mark.parametrize("lora", ["off", "on"])
+def test_int8_on_cuda_multiplies_in_int8(lora: str) -> None:
+    found = simulated("precision=int8", f"lora={lora}", target="cuda")
+    assert found["evidence"]["int8_modules"] == 14
+    assert any(dtype == "int8" and flops for dtype, flops, _ in found["work"])
+
+
+def test_other_devices_are_skipped_with_the_reason() -> None:
+    reason = skip_reason(make_trial("method=simulate"), "mps", device_count=1)
+    assert reason == "method=simulate knows what a step does on cpu and cuda, not on mps"
+
+
+def test_a_simulation_leaves_nothing_imagined_behind() -> None:
+    """bitsandbytes caches its code books: a fake one would crash the next real kernel of this process."""
+    simulated("precision=nf4", "lora=on", "optimizer=adamw_8bit")
+    kept = [*bnb.functional.name2qmap.values(), *bnb_utils._code_4bit_cache.values()]
+    assert not any(isinstance(tensor, FakeTensor) for tensor in kept)
+    run = build(make_trial("precision=nf4", "lora=on"), torch.device("cpu"))
+    assert step(run).isfinite()

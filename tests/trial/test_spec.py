@@ -1,0 +1,95 @@
+"""Trial: identity, validation, and why a combination is skipped."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bench.trial.axes import Lora, Timing
+from bench.trial.skip_rules import skip_reason
+from tests.conftest import make_trial
+
+
+def test_equal_definitions_have_equal_ids() -> None:
+    assert make_trial("precision=bf16").trial_id == make_trial("precision=bf16").trial_id
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "seq_len=64",
+        "timing.max_steps=3",
+        "timing.budget_seconds=9.0",
+        "precision=bf16",
+        "precision.int8_threshold=1.0",
+        "optimizer.lr=0.5",
+        "model.vocab_size=2048",
+        "memory_limit_bytes=1000000000",
+        "device=cpu",
+        "lora=on",
+    ],
+)
+def test_any_change_that_defines_the_trial_makes_a_new_id(override: str) -> None:
+    assert make_trial(override).trial_id != make_trial().trial_id
+
+
+def test_details_of_an_axis_that_is_off_do_not_make_a_new_trial() -> None:
+    assert make_trial("lora.rank=4").trial_id == make_trial("lora.rank=64").trial_id
+    assert make_trial("lora=on", "lora.rank=4").trial_id != make_trial("lora=on").trial_id
+    assert make_trial("fsdp.world_size=8").trial_id == make_trial().trial_id
+    assert make_trial("fsdp.world_size=8").world_size == 1
+
+
+def test_where_rows_go_and_how_often_it_runs_do_not_define_a_trial() -> None:
+    names = {field.name for field in dataclasses.fields(make_trial())}
+    assert not names & {"results_dir", "timeout_seconds", "replicate", "replicates", "sweep_id"}
+
+
+def test_tokens_per_step_counts_micro_steps_and_both_sides_of_an_encoder_decoder() -> None:
+    assert make_trial("micro_batch_size=3", "seq_len=7", "grad_accum_steps=5").tokens_per_step == 105
+    both = make_trial("model=mt0-small", "micro_batch_size=3", "seq_len=7", "grad_accum_steps=5")
+    assert both.tokens_per_step == 210
+
+
+def test_a_value_out_of_range_names_key_value_and_what_was_expected() -> None:
+    with pytest.raises(ValueError, match=r"^lora\.rank=0: must be at least 1$"):
+        Lora(name="on", rank=0)
+    with pytest.raises(ValueError, match=r"timing\.max_steps=2: must be at least timing\.min_steps=5"):
+        Timing(max_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "words"),
+    [
+        (("precision=nf4",), "cpu", "lora=on"),
+        (("precision=int8", "lora=on", "fsdp=full_shard"), "cpu", "quantisation state"),
+        (("offload=params",), "cpu", "needs fsdp=full_shard"),
+        (("offload=params", "fsdp=no_shard"), "cpu", "needs fsdp=full_shard"),
+        (("optimizer=adamw_8bit", "fsdp=full_shard"), "cpu", "sharded parameters"),
+        (("optimizer=adamw_8bit_paged",), "cpu", "CUDA unified memory"),
+        (("model=gpt2", "seq_len=2048"), "cpu", "1024 learned positions"),
+        (("checkpointing=selective", "precision=int8"), "cpu", "autograd context"),
+        (("fsdp=full_shard", "fsdp.world_size=3"), "cuda", "this machine has 1"),
+    ],
+)
+def test_impossible_combinations_are_skipped_with_a_reason(
+    overrides: tuple[str, ...], device: str, words: str
+) -> None:
+    reason = skip_reason(make_trial(*overrides), device, device_count=1)
+    assert reason is not None
+    assert words in reason
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("precision=int8",),
+        ("precision=nf4", "lora=on", "fsdp=full_shard", "checkpointing=on"),
+        ("offload=params", "fsdp=full_shard", "fsdp.world_size=1"),
+        ("model=llama-tiny", "seq_len=4096"),
+    ],
+)
+def test_possible_combinations_are_not_skipped(overrides: tuple[str, ...]) -> None:
+    assert skip_reason(make_trial(*overrides), "cpu", device_count=0) is None
