@@ -23,17 +23,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from bench.config.compose import (
     CONF,
+    NOT_REPRODUCED,
+    NOT_SWEPT,
     CommandError,
     Job,
     composed,
-    job_of,
     nearest,
+    parse,
     register_resolvers,
-    trial_of,
 )
 from bench.trial.spec import Trial
 
-_NOT_SWEPT = ("replicates", "results_dir", "resume", "dry_run", "skip_predicted_oom", "jobs", "busy")
 _LAUNCHER = "hydra/launcher"
 _LAUNCHERS = (_LAUNCHER, "hydra.launcher")
 _HYDRAS_OWN = (_LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.verbose", "hydra.mode")
@@ -99,15 +99,13 @@ def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
         _check_names(overrides, choices)
         first = [values[0] for values in choices]
         config = composed(first)
-        job = job_of(config)
-        trial_of(config)
+        _, job = parse(config)
         for index, values in enumerate(choices):
             for value in values[1:]:
                 varied = _with_number(config, value) or composed(
                     [*first[:index], value, *first[index + 1 :]]
                 )
-                trial_of(varied)
-                job_of(varied)
+                parse(varied)
     return _command(arguments, overrides, choices, job, sweep_id, foreign)
 
 
@@ -131,7 +129,7 @@ def _command(
     foreign: bool,
 ) -> Command:
     for override, values in zip(overrides, choices, strict=True):
-        if override.key_or_group in _NOT_SWEPT and len(values) > 1:
+        if override.key_or_group in NOT_SWEPT and len(values) > 1:
             raise CommandError(f"{override.key_or_group} cannot be swept")
     size = None if foreign else math.prod((job.replicates, *map(len, choices)))
     added = [f"sweep_id={sweep_id}", f"sweep_size={'null' if size is None else size}"]
@@ -241,18 +239,11 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-# What does not define the trial, and is not among the words that reproduce its row.
-_OWN_KEYS = (
-    *("sweep_id", "sweep_size", "replicate", "replicates", "results_dir", "hydra.mode"),
-    *("resume", "dry_run", "skip_predicted_oom", "jobs", "busy", "hydra/launcher"),
-)
-
-
 def reproducing(overrides: list[str]) -> list[str]:
     """The overrides that define the trial, without those that the door adds or that say where and how."""
     keys = (o.lstrip("+").partition("=")[0] for o in overrides)
     return [
         override
         for override, key in zip(overrides, keys, strict=True)
-        if key not in _OWN_KEYS and not key.startswith("hydra.launcher.")
+        if key not in {*NOT_REPRODUCED, "hydra.mode", _LAUNCHER} and not key.startswith("hydra.launcher.")
     ]

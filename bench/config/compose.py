@@ -1,15 +1,17 @@
-"""Hydra's config to a typed Trial, and to what the door itself needs to know (Job).
+"""Hydra's config to what travels from here on: a frozen Trial, and the options of its job.
 
-Below this and `commands.py`, nothing knows Hydra or OmegaConf.
+In: overrides, or a composed DictConfig. Out: `Trial` and `Job`, checked, or a `CommandError` that says what
+to change. Outside of this room only `sweep/` and the door know Hydra.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -19,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from bench import paths
 from bench.paths import ROOT
 from bench.trial.spec import Trial
+
+T = TypeVar("T")
 
 CONF = ROOT / "conf"
 _MOST_REPLICATES = 1000
@@ -33,24 +37,33 @@ class CommandError(ValueError):
     """The command line cannot be carried out; the message says what to change."""
 
 
-_NOWHERE = {"results_dir": "."}  # OmegaConf takes a URL for a path with a slash too many
+# OmegaConf collapses s3://x to s3:/x where it converts text to a Path, so results_dir is merged as this and
+# set from the text itself.
+_NO_RESULTS_DIR = {"results_dir": "."}
+
+_OF_THE_SWEEP = {"swept": False}  # one value for all trials of a sweep
+_OF_THE_ROW = {"reproduces": True}  # among the words that reproduce the row
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the door itself needs to know; everything else is the Trial."""
+    """Where and how a trial is executed. What is executed is the Trial; each key of conf/ is in one of both."""
 
-    results_dir: Path
-    timeout_seconds: float
-    replicates: int
+    results_dir: Path = field(metadata=_OF_THE_SWEEP)
+    timeout_seconds: float = field(metadata=_OF_THE_ROW)
+    replicates: int = field(metadata=_OF_THE_SWEEP)
     replicate: int
     sweep_id: str | None
     sweep_size: int | None
-    resume: str
-    dry_run: bool
-    skip_predicted_oom: bool
-    jobs: int
-    busy: str
+    resume: str = field(metadata=_OF_THE_SWEEP)
+    dry_run: bool = field(metadata=_OF_THE_SWEEP)
+    skip_predicted_oom: bool = field(metadata=_OF_THE_SWEEP)
+    jobs: int = field(metadata=_OF_THE_SWEEP)
+    busy: str = field(metadata=_OF_THE_SWEEP)
+
+
+NOT_SWEPT = frozenset(key.name for key in fields(Job) if not key.metadata.get("swept", True))
+NOT_REPRODUCED = frozenset(key.name for key in fields(Job) if not key.metadata.get("reproduces", False))
 
 
 def register_resolvers() -> None:
@@ -69,15 +82,21 @@ def register_resolvers() -> None:
     )
 
 
+def parse(config: DictConfig) -> tuple[Trial, Job]:
+    """The whole config: what to execute, and where and how.
+
+    Raises:
+        CommandError: a value has the wrong type or is out of range.
+    """
+    return trial_of(config), job_of(config)
+
+
 def trial_of(config: DictConfig) -> Trial:
     """The config as a Trial.
 
     Raises:
         CommandError: a value has the wrong type or is out of range.
     """
-    schema = OmegaConf.structured(Trial)
-    for node in (schema, *(schema._get_node(name) for name in schema)):
-        OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes
     names = {field.name for field in fields(Trial)}
     strange = [str(n) for n in config if n not in names | {field.name for field in fields(Job)} | {"hydra"}]
     if strange:
@@ -86,12 +105,7 @@ def trial_of(config: DictConfig) -> Trial:
             f"see --help for all of them"
         )
     chosen = {name: config[name] for name in config if name in names}
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, chosen))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise CommandError(_type_message(error)) from None
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    return _as_dataclass(Trial, chosen)
 
 
 def trial_from(overrides: list[str]) -> Trial:
@@ -117,14 +131,8 @@ def job_of(config: DictConfig) -> Job:
         CommandError: a value has the wrong type or is out of range.
     """
     names = {field.name for field in fields(Job)}
-    try:
-        job: Job = OmegaConf.to_object(  # type: ignore[assignment]
-            OmegaConf.merge(
-                _job_schema(), {name: config[name] for name in config if name in names} | _NOWHERE
-            )
-        )
-    except OmegaConfBaseException as error:
-        raise CommandError(_type_message(error)) from None
+    chosen = {name: config[name] for name in config if name in names}
+    job = _as_dataclass(Job, chosen | _NO_RESULTS_DIR)
     if not 1 <= job.replicates <= _MOST_REPLICATES:
         raise CommandError(f"replicates={job.replicates}: must be from 1 to {_MOST_REPLICATES}")
     if not 1 <= job.jobs <= _MOST_JOBS:
@@ -152,10 +160,21 @@ def _folder(text: str) -> Path:
     return folder if paths.is_remote(folder) else folder.expanduser().absolute()
 
 
-def _job_schema() -> DictConfig:
-    schema: DictConfig = OmegaConf.structured(Job)
-    OmegaConf.set_readonly(schema, False)
-    return schema
+def _as_dataclass(kind: type[T], values: dict[str, Any]) -> T:
+    """`values` as one of our frozen dataclasses.
+
+    Raises:
+        CommandError: a value has the wrong type or is out of range.
+    """
+    schema: Any = OmegaConf.structured(kind)
+    for node in (schema, *(schema._get_node(name) for name in schema)):
+        OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise CommandError(_type_message(error)) from None
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def _type_message(error: OmegaConfBaseException) -> str:

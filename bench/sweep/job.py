@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from bench import paths
 from bench.config.command_line import reproducing
-from bench.config.compose import Job, job_of, register_resolvers, trial_of
+from bench.config.compose import Job, parse, register_resolvers
 from bench.machine import host, leases, provenance
 from bench.processes import isolate, nodes
 from bench.results import store
@@ -43,7 +43,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         KeyboardInterrupt: Ctrl-C, before or while it runs.
     """
     register_resolvers()  # the job may have come here by itself, from a pickle
-    trial, job = trial_of(config), job_of(config)
+    trial, job = parse(config)
     signals.stop_if_asked()
     hydra: Any = HydraConfig.get()
     number = int(hydra.job.get("num") or 0)  # missing outside of -m
