@@ -24,11 +24,11 @@ def main(arguments: list[str]) -> int:
     except KeyValueError as error:
         print(f"bench/doctor.py: {error}", file=sys.stderr)
         return 2
-    from bench.sweep import diagnosis, progress
+    from bench.sweep import diagnosis
 
     found = []
     for finding in diagnosis.findings(words["results_dir"], trial=words["trial"]):
-        progress.finding(finding)
+        diagnosis.show(finding)
         found.append(finding)
     wrong = [finding for finding in found if finding.wrong]
     print(f"\n{len(wrong)} of {len(found)} to mend" if wrong else f"\nAll {len(found)} are well")

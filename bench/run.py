@@ -23,10 +23,10 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> dict[str, Any] | None:
     """One Hydra job, under whatever launcher: one trial in fresh processes, one row."""
+    from bench.sweep import context
     from bench.sweep.job import run
-    from bench.sweep.signals import install_handlers
 
-    install_handlers(door=False)
+    context.current().stop.install(door=False)
     return run(config)
 
 

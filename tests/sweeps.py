@@ -15,7 +15,7 @@ import pytest
 
 from bench.processes import fork_server
 from bench.results import store
-from bench.sweep import main, progress, signals
+from bench.sweep import main, progress
 
 Hook = Callable[[str, str], None]
 
@@ -123,4 +123,3 @@ def _signals_restored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signals._arranged = signals._asked = False

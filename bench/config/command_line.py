@@ -239,7 +239,7 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def reproducing(overrides: list[str]) -> list[str]:
+def reproducing_words(overrides: list[str]) -> list[str]:
     """The overrides that define the trial, without those that the door adds or that say where and how."""
     keys = (o.lstrip("+").partition("=")[0] for o in overrides)
     return [

@@ -47,7 +47,7 @@ _OF_THE_ROW = {"reproduces": True}  # among the words that reproduce the row
 
 @dataclass(frozen=True)
 class Job:
-    """Where and how a trial is executed. What is executed is the Trial; each key of conf/ is in one of both."""
+    """Where and how a trial is executed: the keys of conf/ that do not define the Trial itself."""
 
     results_dir: Path = field(metadata=_OF_THE_SWEEP)
     timeout_seconds: float = field(metadata=_OF_THE_ROW)

@@ -1,7 +1,6 @@
-"""What the numbers were measured on: versions, commit, host, device, and the device's health.
+"""The host: its cores, its processor, its memory, and what the system says of this process.
 
-`software` needs no torch and is asked by the parent, so that even a trial whose worker died has its
-provenance; `hardware` and `Sensors` are asked by the worker.
+Out: plain numbers and names. Must not import torch: doors and the sweep's own process ask.
 """
 
 from __future__ import annotations
@@ -41,3 +40,10 @@ def process_bytes(field: str) -> int | None:
 def host_memory_bytes() -> int:
     """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def accelerator_in_sight() -> bool:
+    """Whether this machine may have an accelerator, as far as the system says: only torch knows whether it
+    can use it. NVIDIA's and AMD's drivers and Intel's and AMD's render nodes show; Macs have one."""
+    devices = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
+    return platform.system() == "Darwin" or any(Path(device).exists() for device in devices)

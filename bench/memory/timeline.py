@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from bench.trial.vocabulary import CATEGORIES, PHASES
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(eq=False)

@@ -58,18 +58,6 @@ class Nodes:
 
 
 ALONE = Nodes()
-_here = ALONE
-
-
-def set_current(nodes: Nodes) -> None:
-    """Says where this process runs."""
-    global _here
-    _here = nodes
-
-
-def current() -> Nodes:
-    """Where this process runs."""
-    return _here
 
 
 def gather_outcomes(own: Outcome, nodes: Nodes, log: Path) -> Outcome:

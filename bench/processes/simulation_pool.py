@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from bench.machine.host import cores
 from bench.processes import fork_server
 from bench.trial.spec import Trial
 
@@ -22,19 +23,25 @@ class Simulator:
     """Simulates trials, for CUDA if nothing else is said; to be entered."""
 
     def __init__(self) -> None:
-        fork_server.start_fork_server(Path(os.devnull))
-        context = multiprocessing.get_context("forkserver")
-        self._pool = ProcessPoolExecutor(os.cpu_count(), context, _quietly)
+        self._pool: ProcessPoolExecutor | None = None
         self._known: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Simulator:
-        self._pool.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=error is None, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def _processes(self) -> ProcessPoolExecutor:
+        """The pool, started when the first trial comes: the server imports the stack for some seconds."""
+        if self._pool is None:
+            fork_server.start_fork_server(Path(os.devnull))
+            context = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPoolExecutor(len(cores()), context, _quietly)
+        return self._pool
 
     def __call__(self, trials: list[Trial]) -> list[dict[str, Any]]:
         """Columns of each trial, in order; each trial is simulated once, and how far it is is shown.
@@ -44,7 +51,7 @@ class Simulator:
             ValueError: a technique cannot be applied to it.
         """
         new = {t.trial_id: t for t in trials if t.trial_id not in self._known}
-        done = self._pool.map(_simulated, new.values())
+        done = self._processes().map(_simulated, new.values()) if new else iter(())
         console = Console(stderr=True)
         hidden = not new or not console.is_terminal
         shown = track(done, "simulating", len(new), console=console, transient=True, disable=hidden)
@@ -53,7 +60,7 @@ class Simulator:
 
     def begin(self, trial: Trial, target: str) -> Future[dict[str, Any]]:
         """The columns of one trial that is simulated while something else goes on."""
-        return self._pool.submit(_simulated, trial, target)
+        return self._processes().submit(_simulated, trial, target)
 
 
 def _quietly() -> None:

@@ -22,10 +22,10 @@ import torch.distributed as dist
 from bench.machine import accelerator
 from bench.machine.accelerator import hardware
 from bench.machine.host import cores, process_bytes
-from bench.methods.estimate.formulas import estimate
 from bench.methods.measure import measure
 from bench.methods.simulate import simulate
 from bench.processes.nodes import Seat
+from bench.trial.outcome import in_one_line
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
@@ -44,7 +44,7 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
     device = torch.device("cpu")
     try:
         if trial.method != "measure":
-            _predict(trial, columns, send)
+            _simulate(trial, columns, send)
             return
         first = accelerator.resolve(trial.device)
         nodes = trial.world_size // seat.local_ranks
@@ -70,8 +70,8 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
         send(*_last_word(error, device, columns))
 
 
-def _predict(trial: Trial, columns: dict[str, Any], send: Send) -> None:
-    """method=simulate and estimate: no device is touched, whichever one the trial is about."""
+def _simulate(trial: Trial, columns: dict[str, Any], send: Send) -> None:
+    """method=simulate: no device is touched, whichever one the trial is about."""
     target = trial.device.partition(":")[0]
     if target == "auto":
         target = accelerator.resolve("auto").type
@@ -79,13 +79,10 @@ def _predict(trial: Trial, columns: dict[str, Any], send: Send) -> None:
     if reason:
         send("skipped", {"reason": reason})
         return
-    send("device", {"device_name": f"{trial.method}d {target}"})
-    send("stage", trial.method)
+    send("device", {"device_name": f"simulated {target}"})
+    send("stage", "simulate")
     started = time.perf_counter()
-    if trial.method == "simulate":
-        simulate(trial, columns, target)
-    else:
-        columns |= estimate(trial, target)
+    simulate(trial, columns, target)
     columns["working_seconds"] = time.perf_counter() - started
     send("ok", columns)
 
@@ -103,17 +100,10 @@ def _last_word(
         columns["peak_reserved_bytes"] = found.peak_reserved
     columns["oom_requested_bytes"] = asked
     return ("oom" if ran_out else "error"), {
-        "reason": _in_one_line(error),
+        "reason": in_one_line(error),
         "traceback": text,
         "columns": columns,
     }
-
-
-def _in_one_line(error: BaseException) -> str:
-    """The exception's last line; of one with several, the first too, which says what kind it is."""
-    lines = [line.strip() for line in traceback.format_exception_only(error)[-1].splitlines()]
-    told = [line for line in lines if line]
-    return told[0] if len(told) == 1 else f"{told[0]} {told[-1]}"
 
 
 def _settle(trial: Trial, device: torch.device, local_ranks: int) -> int:

@@ -8,11 +8,10 @@ difference, and fill what an older row lacks with null.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,6 +21,10 @@ from bench.results.query import Query, Where, build_query
 from bench.results.row_file import RowFile
 from bench.results.schema import SCHEMA
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+OnUnreadable = Callable[[dict[Path, str]], None]  # told files and why they cannot be read as rows
 _TRIES = 100  # at listing a folder that changes meanwhile
 
 
@@ -72,9 +75,13 @@ def records(
     sweep_id: str | None = None,
     columns: Iterable[str] | None = None,
     where: Where = None,
+    on_unreadable: OnUnreadable = parquet.warn_unreadable,
 ) -> list[dict[str, Any]]:
-    """The same rows as plain dicts, null as None."""
-    return records_in(results_dir / "trials", sweep_id, columns, where)
+    """The rows under `results_dir/trials` as plain dicts, null as None; arguments as of `read`.
+
+    `on_unreadable` is told which files cannot be read as rows, and why; without it they are named on stderr.
+    """
+    return records_in(results_dir / "trials", sweep_id, columns, where, on_unreadable)
 
 
 def records_in(
@@ -82,9 +89,11 @@ def records_in(
     sweep_id: str | None = None,
     columns: Iterable[str] | None = None,
     where: Where = None,
+    on_unreadable: OnUnreadable = parquet.warn_unreadable,
 ) -> list[dict[str, Any]]:
-    """The rows of a folder that holds the files themselves, like `trials`."""
-    rows: list[dict[str, Any]] = _table(folder, sweep_id, columns, where).to_pylist()
+    """The rows of a folder that holds the files themselves, like `trials`; arguments as of `records`."""
+    table = _table(folder, sweep_id, columns, where, on_unreadable=on_unreadable)
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
@@ -107,7 +116,12 @@ def of_trial(
 
 
 def _table(
-    folder: Path, sweep_id: str | None, columns: Iterable[str] | None, where: Where, end: str = ""
+    folder: Path,
+    sweep_id: str | None,
+    columns: Iterable[str] | None,
+    where: Where,
+    end: str = "",
+    on_unreadable: OnUnreadable = parquet.warn_unreadable,
 ) -> pa.Table:
     asked = build_query(columns, where)
     for _ in range(_TRIES):
@@ -115,7 +129,7 @@ def _table(
             found = _once(folder, sweep_id, asked, end)
         except parquet.VanishedError:
             continue  # merged meanwhile: its rows are in another file now
-        parquet.warn_unreadable(found.strange)
+        on_unreadable(found.strange)
         return parquet.concatenated(found.tables, asked.wanted)
     raise OSError(f"{folder}: files come and go faster than they can be read")
 

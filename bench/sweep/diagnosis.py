@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from rich.markup import escape
 
 from bench import formatting, paths
 from bench.config.compose import trial_from
@@ -25,6 +23,7 @@ from bench.machine import host, leases, nvml, provenance
 from bench.processes import isolate
 from bench.results import row_file, store
 from bench.sweep import resume
+from bench.sweep.progress import console
 from bench.trial.outcome import FINISHED
 
 _LITTLE_ROOM_BYTES = 100 * 2**20
@@ -43,6 +42,15 @@ class Finding:
     def wrong(self) -> bool:
         """Whether something has to be done."""
         return self.remedy is not None
+
+
+def show(finding: Finding) -> None:
+    """Prints one finding, with its remedy."""
+    mark, colour = ("✗", "red") if finding.wrong else ("✓", "green")
+    screen = console()
+    screen.print(f"[{colour}]{mark}[/] {finding.what:<18}{escape(finding.found)}", highlight=False)
+    if finding.remedy:
+        screen.print(f"  {'':<18}→ {escape(finding.remedy)}", highlight=False)
 
 
 def findings(results_dir: Path, *, trial: bool) -> Iterator[Finding]:
@@ -129,10 +137,9 @@ def _room(results_dir: Path) -> Finding:
 def _read(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows, and the names of files that hold none."""
     columns = ("trial_id", "replicate", "started_at", "status", "environment", "overrides")
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        rows = store.records(results_dir, columns=columns)
-    return rows, re.findall(r"^(.*?): not a row", said.getvalue(), re.MULTILINE)
+    unreadable: dict[Path, str] = {}
+    rows = store.records(results_dir, columns=columns, on_unreadable=unreadable.update)
+    return rows, [str(path) for path in unreadable]
 
 
 def _foreign(names: list[str]) -> Finding:

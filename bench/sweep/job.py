@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import shlex
 import signal
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from bench import paths
-from bench.config.command_line import reproducing
+from bench.config.command_line import reproducing_words
 from bench.config.compose import Job, parse, register_resolvers
 from bench.machine import host, leases, provenance
-from bench.processes import isolate, nodes
+from bench.processes import isolate
 from bench.results import store
 from bench.results.row_file import RowFile
-from bench.sweep import forecast, progress, resume, row_assembly, signals
+from bench.sweep import context, forecast, resume, row_assembly, signals
+from bench.sweep.context import SweepContext
+from bench.sweep.estimates import estimate_here
+from bench.sweep.progress import Line
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
 
@@ -39,48 +44,44 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
     Raises:
         CommandError: the config is not a trial (under sweepers whose values nobody could check).
-        NotWritten: the row cannot be written; the message says why, and where it was kept.
+        NotWrittenError: the row cannot be written; the message says why, and where it was kept.
         KeyboardInterrupt: Ctrl-C, before or while it runs.
     """
     register_resolvers()  # the job may have come here by itself, from a pickle
     trial, job = parse(config)
-    signals.stop_if_asked()
+    sweep = context.current()
+    sweep.stop.check()
     hydra: Any = HydraConfig.get()
     number = int(hydra.job.get("num") or 0)  # missing outside of -m
     sweep_id = job.sweep_id or "single"
-    overrides = reproducing(list(hydra.overrides.task))
-    command = shlex.join(["python", "bench/run.py", *overrides])
+    words = reproducing_words(list(hydra.overrides.task))
+    command = shlex.join(["python", "bench/run.py", *words])
     name = f"{sweep_id}-{number:04d}-{trial.trial_id}"
     logs = paths.local_dir(job.results_dir) / "logs" / sweep_id
-    here = _environment(trial, job)
-    earlier = _earlier(trial, job, here)
-    if job.dry_run:
-        line = progress.begin(number, job.sweep_size, overrides, job.replicate)
-        progress.planned(line, forecast.plan_trial(trial, line.label, earlier, job.results_dir))
-        return None
-    if earlier:
+    environment = _environment(trial, job, sweep)
+    earlier = _earlier_row(trial, job, environment)
+    if earlier and not job.dry_run:
         resume.note_reuse(earlier, command, logs, name)
-        progress.passed_over()
+        sweep.display.pass_over()
+        return None
+    line = sweep.display.begin(number, job.sweep_size, words, job.replicate)
+    if job.dry_run:
+        sweep.add_planned(line, forecast.plan_trial(trial, line.label, earlier, job.results_dir))
+        return None
+    execution = _Execution(trial, job, sweep, logs / f"{name}.log", line)
+    if sweep.nodes.index:  # the row is the first node's to write
+        if sweep.nodes.spread(trial.processes):
+            execution.outcome()
         return None
     identity: dict[str, Any] = {
         "sweep_id": sweep_id,
         "replicate": job.replicate,
         "started_at": datetime.now(UTC),
         "overrides": command,
-        "environment": here,
+        "environment": environment,
         **provenance.software(),
     }
-    line = progress.begin(number, job.sweep_size, overrides, job.replicate)
-    if nodes.current().index:  # the row is the first node's to write
-        if nodes.current().spread(trial.processes):
-            _outcome(trial, job, logs / f"{name}.log", line)
-        return None
-    try:
-        with RowFile(job.results_dir, name) as file:  # before anything that takes time
-            row = _row(trial, job, identity, logs / f"{name}.log", line)
-            file.keep(store.to_parquet(row))
-    except OSError as error:
-        raise NotWrittenError(f"results_dir={job.results_dir}: {error.strerror or error}") from None
+    row = _written_row(execution, identity, name)
     try:
         line.end(row)
     except BrokenPipeError:  # nobody reads the lines any more; the row is there
@@ -88,51 +89,75 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     return row
 
 
-def _environment(trial: Trial, job: Job) -> str:
+def _environment(trial: Trial, job: Job, sweep: SweepContext) -> str:
     """The fingerprint that a row must have to stand for this one."""
-    found = provenance.fingerprint(max(1, len(host.cores()) // job.jobs))
-    several = nodes.current().spread(trial.processes)
-    return f"{found}-{nodes.current().count}-nodes" if several else found
+    fingerprint = provenance.fingerprint(max(1, len(host.cores()) // job.jobs))
+    several = sweep.nodes.spread(trial.processes)
+    return f"{fingerprint}-{sweep.nodes.count}-nodes" if several else fingerprint
 
 
-def _earlier(trial: Trial, job: Job, here: str) -> dict[str, Any] | None:
+def _earlier_row(trial: Trial, job: Job, environment: str) -> dict[str, Any] | None:
     if job.resume == "off":
         return None
     return resume.finished(
         trial.trial_id,
         job.replicate,
         job.results_dir,
-        environment=here if job.resume == "auto" else None,
+        environment=environment if job.resume == "auto" else None,
         predicted=job.skip_predicted_oom,
     )
 
 
-def _row(trial: Trial, job: Job, identity: dict[str, Any], log: Any, line: progress.Line) -> dict[str, Any]:
-    """The trial's row: measured, predicted, or skipped because it was predicted not to fit."""
-    outcome, more = _outcome(trial, job, log, line)
-    return row_assembly.row_of(trial, outcome, identity) | more
+def _written_row(execution: _Execution, identity: dict[str, Any], name: str) -> dict[str, Any]:
+    """The trial's row, executed and written.
+
+    Raises:
+        NotWrittenError: it cannot be written.
+    """
+    results_dir = execution.job.results_dir
+    try:
+        with RowFile(results_dir, name) as file:  # before anything that takes time
+            outcome, columns = execution.outcome()
+            row = row_assembly.row_of(execution.trial, outcome, identity) | columns
+            file.keep(store.to_parquet(row))
+    except OSError as error:
+        raise NotWrittenError(f"results_dir={results_dir}: {error.strerror or error}") from None
+    return row
 
 
-def _outcome(trial: Trial, job: Job, log: Any, line: progress.Line) -> tuple[Outcome, dict[str, Any]]:
-    """What came of the trial, and columns that only the job knows."""
-    if job.skip_predicted_oom and trial.method == "measure":
-        line.stage("simulate")
-        expected = forecast.forecast_trial(trial, log, job.timeout_seconds)
-        if not expected.fits:
-            outcome = Outcome("skipped", expected.refusal(), None, [], {}, expected.wall_seconds)
-            return outcome, {"predicted_peak_bytes": expected.peak_bytes}
+@dataclass(frozen=True)
+class _Execution:
+    """One trial about to be executed: what, how, for which sweep, and where it is logged and shown."""
 
-    def wait(holder: str) -> None:
-        signals.stop_if_asked()  # nothing runs that could be finished first
-        line.stage(f"waits for {holder}")
+    trial: Trial
+    job: Job
+    sweep: SweepContext
+    log: Path
+    line: Line
 
-    with leases.hold_devices(trial, jobs=job.jobs, busy=job.busy, on_wait=wait) as lease:
-        outcome = isolate.run_isolated(
-            trial,
-            log=log,
-            timeout_seconds=job.timeout_seconds,
-            on_stage=line.stage,
-            lease=lease,
-            nodes=nodes.current(),
-        )
-    return outcome, {"device_shared": True} if lease.shared else {}
+    def outcome(self) -> tuple[Outcome, dict[str, Any]]:
+        """What came of the trial, and columns that only the job knows."""
+        if self.trial.method == "estimate":
+            return estimate_here(self.trial), {}
+        if self.job.skip_predicted_oom and self.trial.method == "measure":
+            self.line.stage("simulate")
+            expected = forecast.forecast_trial(self.trial, self.log, self.job.timeout_seconds)
+            if not expected.fits:
+                outcome = Outcome("skipped", expected.refusal(), None, [], {}, expected.wall_seconds)
+                return outcome, {"predicted_peak_bytes": expected.peak_bytes}
+        with leases.hold_devices(
+            self.trial, jobs=self.job.jobs, busy=self.job.busy, on_wait=self._wait
+        ) as lease:
+            outcome = isolate.run_isolated(
+                self.trial,
+                log=self.log,
+                timeout_seconds=self.job.timeout_seconds,
+                on_stage=self.line.stage,
+                lease=lease,
+                nodes=self.sweep.nodes,
+            )
+        return outcome, {"device_shared": True} if lease.shared else {}
+
+    def _wait(self, holder: str) -> None:
+        self.sweep.stop.check()  # nothing runs that could be finished first
+        self.line.stage(f"waits for {holder}")

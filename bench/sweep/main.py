@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from hydra._internal.utils import get_args_parser
 from hydra.plugins.sweeper import Sweeper
@@ -16,6 +17,9 @@ from bench import paths
 from bench.config.command_line import Command, check
 from bench.config.compose import CommandError
 from bench.results import row_file
+
+if TYPE_CHECKING:
+    from bench.sweep.context import SweepContext
 
 _HERE = ("basic", "joblib")  # launchers whose jobs are this terminal's too, and know Ctrl-C
 
@@ -53,11 +57,14 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         )
         return 2
     sys.argv = [argv[0], *registry.arguments(command)]
-    cut_short = _carry_out(command, hydra_main)
+    from bench.sweep.context import SweepContext, entered
+
+    with entered(SweepContext()) as sweep:
+        cut_short = _carry_out(command, hydra_main, sweep)
     if cut_short == 128 + signal.SIGPIPE:  # there is nobody to show a table to
         sys.stdout = None
         return cut_short
-    return _close(command, cut_short)
+    return _close(command, cut_short, sweep)
 
 
 def _require_room(command: Command) -> None:
@@ -78,15 +85,15 @@ def _require_room(command: Command) -> None:
         left.unlink(missing_ok=True)
 
 
-def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
+def _carry_out(command: Command, hydra_main: Callable[[], None], sweep: SweepContext) -> int | None:
     """Runs all jobs; the exit code if that was cut short."""
     from bench.sweep import job, progress, signals
 
-    signals.install_handlers(door=True, patient=command.launcher in _HERE)
+    sweep.stop.install(door=True, patient=command.launcher in _HERE)
     # Hydra would compose every combination before the first may start; `check` has just passed them all
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
-        with progress.progress(command.size):
+        with progress.shown(command.size) as sweep.display:
             hydra_main()
     except signals.EndedBySignal as ended:
         return 128 + ended.number
@@ -98,19 +105,19 @@ def _carry_out(command: Command, hydra_main: Callable[[], None]) -> int | None:
     return None
 
 
-def _close(command: Command, cut_short: int | None) -> int:
+def _close(command: Command, cut_short: int | None, sweep: SweepContext) -> int:
     """Shows the sweep's table; the exit code follows from its rows."""
     from bench.results import store
     from bench.sweep import resume, summary
 
     if command.dry_run:
-        summary.show_plan()
+        summary.show_plan(sweep.planned)
         return cut_short or 0
     logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
     reused = resume.reused_rows(logs, command.results_dir)
     rows = store.records(command.results_dir, command.sweep_id)
     summary.show(rows, reused, command, interrupted=cut_short is not None)
-    summary.show_lost()
+    summary.show_lost(sweep.lost)
     rows += reused
     if cut_short is not None:
         return cut_short

@@ -11,9 +11,6 @@ import sys
 import threading
 from types import FrameType
 
-_arranged = False
-_asked = False
-
 
 class EndedBySignal(KeyboardInterrupt):
     """The system, or somebody, asked this process to end; `number` is the signal's."""
@@ -23,51 +20,53 @@ class EndedBySignal(KeyboardInterrupt):
         self.number = number
 
 
-def install_handlers(*, door: bool, patient: bool = True) -> None:
-    """Gives the signals that meaning in this process; in a thread that is not the first, nothing changes.
+class StopRequest:
+    """Whether a sweep was asked to stop; `install` gives the signals of this process that meaning."""
 
-    Args:
-        door: whether this is the process that a person started. A launcher's own processes keep what the
-            launcher arranged for SIGTERM and SIGHUP, and they say nothing.
-        patient: whether the first Ctrl-C lets the trial end; not where trials run on other machines.
-    """
-    global _arranged
-    if _arranged or threading.current_thread() is not threading.main_thread():
-        return
-    _arranged = True
-    if patient:
-        signal.signal(signal.SIGINT, _announced if door else _quietly)
-    if door:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _end)
+    def __init__(self) -> None:
+        self._installed = False
+        self._asked = False
 
+    def install(self, *, door: bool, patient: bool = True) -> None:
+        """Installs the handlers, once; in a thread that is not the first, nothing changes.
 
-def stop_if_asked() -> None:
-    """To be called before a trial begins.
+        Args:
+            door: whether this is the process that a person started. A launcher's own processes keep the
+                launcher's handlers of SIGTERM and SIGHUP, and they say nothing.
+            patient: whether the first Ctrl-C lets the trial end; not where trials run on other machines.
+        """
+        if self._installed or threading.current_thread() is not threading.main_thread():
+            return
+        self._installed = True
+        if patient:
+            signal.signal(signal.SIGINT, self._announce_and_note if door else self._note)
+        if door:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, _end)
 
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed while another one ran.
-    """
-    if _asked:
-        raise KeyboardInterrupt
+    def check(self) -> None:
+        """To be called before a trial begins, and while one waits.
 
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed while another one ran.
+        """
+        if self._asked:
+            raise KeyboardInterrupt
 
-def _announced(number: int, frame: FrameType | None) -> None:
-    if not _asked:
-        print(
-            "\nbench/run.py: the trial that runs is finished first, then the sweep stops; "
-            "Ctrl-C again stops it now",
-            file=sys.stderr,
-            flush=True,
-        )
-    _quietly(number, frame)
+    def _announce_and_note(self, number: int, frame: FrameType | None) -> None:
+        if not self._asked:
+            print(
+                "\nbench/run.py: the trial that runs is finished first, then the sweep stops; "
+                "Ctrl-C again stops it now",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._note(number, frame)
 
-
-def _quietly(_number: int, _frame: FrameType | None) -> None:
-    global _asked
-    if _asked:
-        raise KeyboardInterrupt
-    _asked = True
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

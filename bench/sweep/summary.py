@@ -14,6 +14,7 @@ from bench.sweep import progress
 
 if TYPE_CHECKING:
     from bench.config.command_line import Command
+    from bench.sweep.forecast import Planned
 
 Rows = list[dict[str, Any]]
 
@@ -57,9 +58,9 @@ def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
         console.print(f"Logs       {escape(str(logs))}", highlight=False)
 
 
-def show_plan() -> None:
+def show_plan(plans: list[Planned]) -> None:
     """The table of a dry run: what would run, what does not fit, how long it all takes."""
-    console, plans = progress.console(), progress.plans()
+    console = progress.console()
     columns = _columns("trial", "plan", "predicted peak GiB", "device GiB", "expected", "reason")
     for label, plan in zip(_apart([plan.label.split(" ") for plan in plans]), plans, strict=True):
         found = plan.forecast
@@ -78,9 +79,9 @@ def show_plan() -> None:
     console.print(text, highlight=False)
 
 
-def show_lost() -> None:
+def show_lost(lost: list[str]) -> None:
     """The trials that left no row, by name, and how to get them."""
-    if lost := progress.losses():
+    if lost:
         print("\nNo row came of\n  " + "\n  ".join(lost))
         print("Give the same command again to run them.")
 

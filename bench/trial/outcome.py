@@ -6,8 +6,9 @@ rows, share these words.
 
 from __future__ import annotations
 
+import traceback as tracebacks
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 FINISHED = ("ok", "oom", "skipped")  # what will not change when it runs again
@@ -37,8 +38,15 @@ class Outcome:
     """
 
     status: str
-    reason: str | None
-    traceback: str | None
-    ranks: list[dict[str, Any]]
-    hardware: dict[str, Any]
-    wall_seconds: float
+    reason: str | None = None
+    traceback: str | None = None
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+
+
+def in_one_line(error: BaseException) -> str:
+    """The exception's last line; of one with several, the first too, which says what kind it is."""
+    lines = [line.strip() for line in tracebacks.format_exception_only(error)[-1].splitlines()]
+    filled = [line for line in lines if line]
+    return filled[0] if len(filled) == 1 else f"{filled[0]} {filled[-1]}"

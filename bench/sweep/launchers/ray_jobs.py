@@ -18,7 +18,7 @@ from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
 from omegaconf import OmegaConf, open_dict
 from ray.exceptions import RayError
 
-from bench.sweep import progress
+from bench.sweep import context
 from bench.sweep.launchers.registry import End, Refused, gather
 
 _STORE_BYTES = 80 * 2**20  # the least that Ray takes, nearly: only configs and rows pass through it
@@ -39,7 +39,7 @@ class RayLauncher(ray_launcher.RayLauncher):
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise Refused(f"ray: {str(error).strip().splitlines()[0]}") from None
         tasks = [_submit(self, overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
-        progress.print_line(f"{len(tasks)} trials are Ray tasks; Ctrl-C cancels them")
+        context.current().display.print_line(f"{len(tasks)} trials are Ray tasks; Ctrl-C cancels them")
         try:
             return gather(job_overrides, initial_job_idx, _ends(tasks))
         except KeyboardInterrupt:

@@ -20,10 +20,10 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 
 from bench import paths
-from bench.config.command_line import Command
+from bench.config.command_line import Command, reproducing_words
 from bench.config.compose import CommandError
 from bench.paths import ROOT
-from bench.sweep import progress
+from bench.sweep import context
 
 # A launcher, the extra of pyproject.toml that brings it, and what must be importable for it.
 _SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
@@ -110,16 +110,16 @@ def gather(
             _show(first + index, len(job_overrides), end.return_value)
         else:
             reason = end if isinstance(end, str) else _told(end)
-            progress.lost(first + index, " ".join(_label(job_overrides[index])), reason)
+            context.current().add_lost(first + index, " ".join(_label(job_overrides[index])), reason)
     return [returned[index] for index in sorted(returned)]
 
 
 def _show(number: int, size: int, row: dict[str, Any] | None) -> None:
     if row is None:
-        progress.passed_over()
+        context.current().display.pass_over()
         return
     words = shlex.split(row["overrides"])[2:]
-    progress.begin(number, size, words, row["replicate"]).end(row)
+    context.current().display.begin(number, size, words, row["replicate"]).end(row)
 
 
 def _told(end: JobReturn) -> str:
@@ -129,8 +129,6 @@ def _told(end: JobReturn) -> str:
 
 def _label(overrides: Sequence[str]) -> list[str]:
     """What tells a job's trial from the others, as the command line would say it."""
-    from bench.config.command_line import reproducing
-
-    words = reproducing([str(word) for word in filter_overrides(overrides)])
+    words = reproducing_words([str(word) for word in filter_overrides(overrides)])
     replicates = [word.partition("=")[2] for word in overrides if word.startswith("replicate=")]
     return [*words, *(f"#{int(number) + 1}" for number in replicates)]

@@ -25,7 +25,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, Uncomplet
 from submitit.helpers import TorchDistributedEnvironment
 
 from bench.processes import nodes
-from bench.sweep import progress, signals
+from bench.sweep import context, signals
 from bench.sweep.launchers.registry import End, Refused, gather
 
 _ENDED = {
@@ -53,8 +53,10 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     ) -> JobReturn:
         """The job itself, on its node: scancel ends its trial at once, as Ctrl-C would."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        nodes.set_current(_allocation())
-        end: JobReturn = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
+        with context.entered(context.SweepContext(nodes=_allocation())):
+            end: JobReturn = super().__call__(
+                sweep_overrides, job_dir_key, job_num, job_id, singleton_state
+            )
         return end
 
 
@@ -107,12 +109,13 @@ def _launch(
     except (FailedSubmissionError, FailedJobError, RuntimeError, ValueError, NameError) as error:
         raise Refused(f"{launcher._EXECUTOR}: {_last_line(error)}") from None
     what = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}, key=int))
-    progress.print_line(f"{len(jobs)} trials are {launcher._EXECUTOR} jobs of {what}; Ctrl-C cancels them")
+    display = context.current().display
+    display.print_line(f"{len(jobs)} trials are {launcher._EXECUTOR} jobs of {what}; Ctrl-C cancels them")
     try:
         return gather(job_overrides, first, _ends(jobs, states))
     except signals.EndedBySignal:  # a closed terminal, a login that was lost: no reason to stop the jobs
         with contextlib.suppress(OSError):
-            progress.print_line(
+            display.print_line(
                 f"The jobs go on, and their rows will be there; to cancel them: scancel {what}"
             )
         raise
@@ -217,7 +220,9 @@ def _cancel(jobs: list[Any], kind: str) -> None:
         return
     command = ["scancel", *sorted({job.job_id.partition("_")[0] for job in jobs})]
     if subprocess.run(command).returncode:
-        progress.print_line(f"The jobs may still be there; cancel them with: {' '.join(command)}")
+        context.current().display.print_line(
+            f"The jobs may still be there; cancel them with: {' '.join(command)}"
+        )
 
 
 def _last_line(text: object) -> str:

@@ -1,0 +1,67 @@
+"""What one sweep knows while it runs, in the process that carries it out.
+
+The door enters a `SweepContext` and Hydra calls the job, which gets nothing but a config: `current` is how
+the job finds the context. A process that a launcher started has a context of its own, without a display.
+Owns the sweep's display, its request to stop, the nodes that it runs on, what a dry run planned and which
+trials were lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bench.processes.nodes import ALONE, Nodes
+from bench.sweep.progress import Display, Line
+from bench.sweep.signals import StopRequest
+
+if TYPE_CHECKING:
+    from bench.sweep.forecast import Planned
+
+
+@dataclass
+class SweepContext:
+    """One sweep in this process; `lost` names the trials that left no row, and why."""
+
+    display: Display = field(default_factory=Display)
+    stop: StopRequest = field(default_factory=StopRequest)
+    nodes: Nodes = ALONE
+    planned: list[Planned] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    def add_planned(self, line: Line, plan: Planned) -> None:
+        """What a dry run found out about a trial, in place of its row."""
+        self.planned.append(plan)
+        self.display.drop(line)
+
+    def add_lost(self, number: int, label: str, reason: str) -> None:
+        """Trial `number` (from 0), under a launcher of jobs elsewhere, left no row, and why."""
+        self.lost.append(f"trial {number + 1}: {label or '(defaults)'}: {reason}")
+        self.display.done += 1
+        self.display.print_line(f"Lost {self.lost[-1]}", style="red")
+
+
+_current: ContextVar[SweepContext] = ContextVar("sweep_context")
+
+
+@contextmanager
+def entered(context: SweepContext) -> Iterator[SweepContext]:
+    """Makes `context` the current one while entered."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)
+
+
+def current() -> SweepContext:
+    """The context that the door entered; in a launcher's own process, that process' own."""
+    try:
+        return _current.get()
+    except LookupError:
+        context = SweepContext()
+        _current.set(context)
+        return context

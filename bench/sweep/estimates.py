@@ -1,0 +1,41 @@
+"""method=estimate, answered in the job's own process: arithmetic needs no lease, no worker and no torch."""
+
+from __future__ import annotations
+
+import time
+import traceback
+
+from bench.machine.host import accelerator_in_sight
+from bench.methods.estimate.formulas import estimate
+from bench.trial.outcome import Outcome, in_one_line
+from bench.trial.skip_rules import skip_reason
+from bench.trial.spec import Trial
+
+
+def estimate_here(trial: Trial) -> Outcome:
+    """What comes of a trial with method=estimate; an error in a formula is an outcome, too."""
+    started = time.perf_counter()
+
+    try:
+        target = _device_type(trial)
+        reason = skip_reason(trial, target, device_count=0)
+        if reason:
+            return Outcome("skipped", reason)
+        columns = estimate(trial, target)
+    except Exception as error:
+        return Outcome("error", in_one_line(error), traceback.format_exc())
+    seconds = time.perf_counter() - started
+    hardware = {"device_name": f"estimated {target}"}
+    return Outcome("ok", None, None, [columns | {"working_seconds": seconds}], hardware, seconds)
+
+
+def _device_type(trial: Trial) -> str:
+    """The type of device that the trial would run on."""
+    kind = trial.device.partition(":")[0]
+    if kind != "auto":
+        return kind
+    if not accelerator_in_sight():
+        return "cpu"
+    from bench.machine.accelerator import resolve  # imports torch, which knows whether it can use it
+
+    return resolve("auto").type
