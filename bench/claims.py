@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     from bench.results import store
 
     with Simulator() as predict:
-        columns = dict(zip(imagined, predict(list(imagined.values())), strict=True))
+        simulations = predict(list(imagined.values()))
+    columns = {words: one.columns for words, one in zip(imagined, simulations, strict=True)}
     values = {claim.claim: literature.simulated(claim, columns) for claim in claims}
     literature.write_values(values, words["results_dir"] / "claims.json")
     trials = studies.trials(store.read(words["results_dir"], columns=studies.COLUMNS))

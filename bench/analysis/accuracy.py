@@ -8,7 +8,7 @@ wastes memory, an under-estimate kills a run.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,8 @@ class Graded:
 def grade_trial(
     label: str,
     trial: Trial,
-    measured: dict[str, Any],
-    predicted: dict[str, dict[str, Any]],
+    measured: Mapping[str, Any],
+    predicted: Mapping[str, Mapping[str, Any]],
     device_name: str = "",
 ) -> Graded:
     """Compares predictions with a measurement of the same trial.

@@ -7,16 +7,16 @@ The answer is a size that was simulated and fits, beside the next, which was sim
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.methods.estimate.closed_form import closed_form
+from bench.trial.columns import Simulation
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import PHASES
 
-Columns = dict[str, Any]
-Predict = Callable[[list[Trial]], list[Columns]]
+Predict = Callable[[list[Trial]], list[Simulation]]
 
 MOST_SEQUENCES = 4096
 _GUESSES = 8  # then the bracket is halved
@@ -24,7 +24,7 @@ _GUESSES = 8  # then the bracket is halved
 
 @dataclass
 class Search:
-    """One trial's search among micro-batches; `seen` are columns by size, the size asked about among them.
+    """One trial's search among micro-batches; `seen` are simulations by size, the one asked about included.
 
     `space` are the bytes that tensors may take, `expected` where a formula says that the answer is (0: none
     says), `step` how far beyond the line's answer to look next.
@@ -32,14 +32,14 @@ class Search:
 
     trial: Trial
     space: int
-    seen: dict[int, Columns] = field(default_factory=dict)
+    seen: dict[int, Simulation] = field(default_factory=dict)
     expected: int = 0
     step: int = 1
 
     @property
     def largest(self) -> int:
         """The largest size that was simulated and fits; 0 if none does."""
-        return max((size for size, columns in self.seen.items() if self._fits(columns)), default=0)
+        return max((size for size, one in self.seen.items() if one.peak_bytes <= self.space), default=0)
 
     def sized(self, size: int) -> Trial:
         """The trial with another micro-batch."""
@@ -69,7 +69,8 @@ class Search:
     def _guess(self, low: int, high: int) -> int:
         """Where a phase first fills the space, by lines through `low` and a size simulated near it."""
         other = high if high in self.seen else max(size for size in self.seen if size != low)
-        one, two = self.seen[low], self.seen[other]
+        one: Mapping[str, Any] = self.seen[low].columns
+        two: Mapping[str, Any] = self.seen[other].columns
         guess = MOST_SEQUENCES
         for name in (f"{phase}_tracked_peak_bytes" for phase in PHASES):
             if name in one:  # of training, or of inference
@@ -78,24 +79,21 @@ class Search:
                     guess = min(guess, low + int((self.space - one[name]) // each))
         return guess
 
-    def _fits(self, columns: Columns) -> bool:
-        return int(columns["peak_allocated_bytes"]) <= self.space
-
 
 def search_largest(searches: list[Search], predict: Predict) -> None:
     """Closes every bracket; a round simulates a size or two of each trial, all at once.
 
     Args:
         searches: with the size asked about seen.
-        predict: simulates trials; columns in the same order.
+        predict: simulates trials; results in the same order.
     """
     while True:
         wanted = [(one, size) for one in searches for size in one.next_sizes()]
         if not wanted:
             return
         found = predict([one.sized(size) for one, size in wanted])
-        for (one, size), columns in zip(wanted, found, strict=True):
-            one.seen[size] = columns
+        for (one, size), simulation in zip(wanted, found, strict=True):
+            one.seen[size] = simulation
 
 
 def initial_guess(trial: Trial, space: int) -> int:
@@ -104,6 +102,7 @@ def initial_guess(trial: Trial, space: int) -> int:
     while high - low > 1:
         size = (low + high) // 2
         sized = replace(trial, micro_batch_size=size)
-        fits = closed_form(sized, "cuda")["peak_allocated_bytes"] <= space
+        estimated = Simulation(closed_form(sized, "cuda"))
+        fits = estimated.peak_bytes <= space
         low, high = (size, high) if fits else (low, size)
     return low

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def _level(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def simulated(claim: Claim, columns: dict[str, dict[str, Any]]) -> float | None:
+def simulated(claim: Claim, columns: Mapping[str, Mapping[str, Any]]) -> float | None:
     """What the claim's trials come to: a ratio, or bytes; None where it names none.
 
     Args:

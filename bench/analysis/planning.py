@@ -8,7 +8,7 @@ predicted: fragmentation above all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,7 +101,7 @@ class Answer:
 
     words: Words
     trial: Trial
-    columns: dict[str, Any]
+    columns: Mapping[str, Any]
     hardware: dict[str, int]
     room: int
     largest: int
@@ -140,25 +140,23 @@ def answers(
         trials: by the words that chose them; those that cannot exist on CUDA are left out.
         gpu: the card, of which each rank has one.
         margin: share of its memory to leave free.
-        predict: simulates trials, many at once; columns in the same order.
+        predict: simulates trials, many at once; results in the same order.
         bound: least seconds of a step, from its work and the card.
     """
     able = {words: trial for words, trial in trials.items() if skip_reason(trial, "cuda", 0) is None}
     asked = predict(list(able.values()))
     spaces = [room(gpu, trial, margin) for trial in able.values()]
     searches = [
-        Search(trial, space, {trial.micro_batch_size: columns}, initial_guess(trial, space))
-        for trial, space, columns in zip(able.values(), spaces, asked, strict=True)
+        Search(trial, space, {trial.micro_batch_size: simulation}, initial_guess(trial, space))
+        for trial, space, simulation in zip(able.values(), spaces, asked, strict=True)
     ]
     search_largest(searches, predict)
     found = []
-    for (words, trial), columns, one in zip(able.items(), asked, searches, strict=True):
+    for (words, trial), simulation, one in zip(able.items(), asked, searches, strict=True):
         largest = one.largest
-        rate = (
-            one.sized(largest).tokens_per_step / bound(one.seen[largest]["work"], gpu) if largest else None
-        )
+        rate = one.sized(largest).tokens_per_step / bound(one.seen[largest].work, gpu) if largest else None
         hardware = gpu.hardware_bytes(trial)
-        found.append(Answer(words, trial, columns, hardware, one.space, largest, rate))
+        found.append(Answer(words, trial, simulation.columns, hardware, one.space, largest, rate))
     return sorted(found, key=lambda answer: answer.rank)
 
 
@@ -216,8 +214,8 @@ def _smallest_card(closest: Answer, margin: float) -> str | None:
 def _first(options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict) -> int | None:
     """The first option whose trial fits, tried one after the other."""
     for value, trial in options:
-        (columns,) = predict([trial])
-        if columns["peak_allocated_bytes"] <= room(gpu, trial, margin):
+        (simulation,) = predict([trial])
+        if simulation.peak_bytes <= room(gpu, trial, margin):
             return value
     return None
 

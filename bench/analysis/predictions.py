@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.methods.estimate.rule_of_thumb import rule_of_thumb
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator
 from bench.results import store
+from bench.trial.columns import Columns, Simulation
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial, from_text
 
@@ -48,7 +50,8 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
     if trial is None:
         raise NotGradedError(f"{row['trial_id']}: this version makes no trial of its definition")
     target = "cpu" if row["peak_reserved_bytes"] is None else "cuda"
-    predicted = predictions(trial, target, submit_simulations(trial, target, simulator))
+    simulation = submit_simulations(trial, target, simulator)
+    predicted = predictions(trial, target, simulation)
     device_name = row["device_name"] or ""
     found = grade_trial(row["overrides"], trial, row, predicted, device_name)
     card = gpu_catalogue.by_device_name(device_name)
@@ -56,7 +59,7 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
         return found
     from bench.methods.roofline import step_seconds  # needs torch
 
-    bound = step_seconds(predicted["simulate"]["work"], card)
+    bound = step_seconds(simulation.result().work, card)
     return replace(found, bound_share=bound / row["step_seconds_median"])
 
 
@@ -69,13 +72,13 @@ def grade_now(overrides: Overrides, simulator: Simulator) -> Graded:
     trial = trial_from([*BRIEF, *overrides])
     simulation = submit_simulations(trial, "cpu", simulator)
     ranks = _ranks(trial)
-    largest = max(ranks, key=lambda columns: columns["tracked_peak_bytes"])
-    peak = max(columns["peak_allocated_bytes"] for columns in ranks)
-    measured = largest | {"peak_allocated_bytes": peak}
+    largest = max(ranks, key=lambda columns: columns["tracked_peak_bytes"] or 0)
+    peak = max(columns["peak_allocated_bytes"] or 0 for columns in ranks)
+    measured: Mapping[str, Any] = {**largest, "peak_allocated_bytes": peak}
     return grade_trial(" ".join(overrides), trial, measured, predictions(trial, "cpu", simulation))
 
 
-def submit_simulations(trial: Trial, target: str, simulator: Simulator) -> Future[dict[str, Any]]:
+def submit_simulations(trial: Trial, target: str, simulator: Simulator) -> Future[Simulation]:
     """The simulation of a measured trial, on its way.
 
     Args:
@@ -93,7 +96,7 @@ def submit_simulations(trial: Trial, target: str, simulator: Simulator) -> Futur
     return simulator.begin(imagined, target)
 
 
-def predictions(trial: Trial, target: str, simulation: Future[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def predictions(trial: Trial, target: str, simulation: Future[Simulation]) -> dict[str, Columns]:
     """Columns by predictor.
 
     Args:
@@ -105,7 +108,7 @@ def predictions(trial: Trial, target: str, simulation: Future[dict[str, Any]]) -
         NotGraded: the simulation failed.
     """
     try:
-        simulated = simulation.result(_TIMEOUT_SECONDS)
+        simulated = simulation.result(_TIMEOUT_SECONDS).columns
     except Exception as error:
         raise NotGradedError(f"method=simulate: error, {type(error).__name__}: {error}") from error
     return {
@@ -115,7 +118,7 @@ def predictions(trial: Trial, target: str, simulation: Future[dict[str, Any]]) -
     }
 
 
-def _ranks(trial: Trial) -> list[dict[str, Any]]:
+def _ranks(trial: Trial) -> list[Columns]:
     with tempfile.TemporaryDirectory() as folder:
         outcome = isolate.run_isolated(trial, log=Path(folder) / "log", timeout_seconds=_TIMEOUT_SECONDS)
     if outcome.status != "ok":

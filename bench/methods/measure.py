@@ -14,7 +14,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,39 +23,50 @@ from bench.machine.host import process_bytes
 from bench.machine.nvml import Health, Sensors
 from bench.memory.cpu_allocator import CpuRecorder
 from bench.methods import observe
-from bench.methods.timed_steps import _as_rank_0, _timed, _warm_up
+from bench.methods.timed_steps import as_rank_0, timed, warm_up
+from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.workload.build import build
+from bench.workload.state import Run
 from bench.workload.train_step import run_one_step
 
-_ALIKE_STEPS, _ALIKE_SLOW_STEPS, _SLOW_SECONDS = 12, 4, 0.5
+_WATCHED_STEPS, _WATCHED_SLOW_STEPS, _SLOW_SECONDS = 12, 4, 0.5
 Report = Callable[[str], None]
 
 
-def measure(
-    trial: Trial,
-    device: torch.device,
-    rank: int,
-    columns: dict[str, Any],
-    report: Report,
-) -> None:
-    """This rank's part of the row: memory, time and proof columns.
+def measure(trial: Trial, device: torch.device, rank: int, columns: Columns, report: Report) -> None:
+    """Measures this rank's part of the row: memory, time and proof.
 
     Args:
         trial: what to measure.
         device: where this rank trains.
         rank: this process among the trial's ranks.
         columns: filled as facts become known, so that a trial that dies half-way leaves what it knew.
-        report: told what begins, for whoever watches from outside.
+        report: called with the name of each stage as it begins.
 
     Raises:
-        NonFiniteLoss: a loss was not finite.
-        NotInForce: a technique that the trial asked for did not happen.
+        NonFiniteLossError: a loss was not finite.
+        NotInForceError: a technique that the trial asked for did not happen.
         RuntimeError: anything else the libraries raise, running out of memory included.
     """
     idle_rss_bytes = process_bytes("VmRSS")
+    sensors = Sensors(accelerator.nvml_uuid(device))
+    before = sensors.read()
     try:
-        _passes(trial, device, rank, columns, report, idle_rss_bytes)
+        run = _timed_pass(trial, device, rank, columns, report)
+        columns |= _driver_columns(device, before, sensors.read())
+        columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
+        steps = _steps_to_watch(device, columns["step_seconds"])
+        report("attribution")
+        columns["evidence"], tracker = observe.watch_steady_steps(run, times=steps)
+        columns |= observe.peak_columns(tracker.segments())
+        if device.type == "cpu":
+            report("allocator")
+            del run, tracker
+            columns |= _cpu_allocator(trial, device, rank, steps)
+        allocated, tracked = columns["peak_allocated_bytes"], columns["tracked_peak_bytes"]
+        assert allocated is not None and tracked is not None, "both passes have ended"
+        columns["untracked_bytes"] = allocated - tracked
     finally:  # a trial that ran out of memory has a peak too
         columns.setdefault("peak_host_rss_bytes", _grown_to(idle_rss_bytes))
 
@@ -67,53 +77,42 @@ def _grown_to(idle_rss_bytes: int | None) -> int | None:
     return None if peak is None or idle_rss_bytes is None else max(0, peak - idle_rss_bytes)
 
 
-def _passes(
-    trial: Trial,
-    device: torch.device,
-    rank: int,
-    columns: dict[str, Any],
-    report: Report,
-    idle_rss_bytes: int | None,
-) -> None:
-    sensors = Sensors(accelerator.nvml_uuid(device))
-    before = sensors.read()
-
+def _timed_pass(trial: Trial, device: torch.device, rank: int, columns: Columns, report: Report) -> Run:
+    """Pass 1: builds the run, warms it up and times its steps. The peak of each part is kept apart."""
     report("build")
     started = time.perf_counter()
     run = build(trial, device, rank)
     accelerator.synchronize(device)
     columns["build_seconds"] = time.perf_counter() - started
     columns |= observe.size_columns(run)
-    columns |= _prefixed("build_", _peaks(device))
+    built = accelerator.counters(device)
+    if built is not None:
+        columns["build_peak_allocated_bytes"] = built.peak_allocated
+        columns["build_peak_reserved_bytes"] = built.peak_reserved
 
     report("warm-up")
     accelerator.release_cached(device)  # building has needs of its own, training must not inherit them
     accelerator.reset_peaks(device)
-    columns |= _warm_up(run)
-    columns |= _prefixed("cold_", _peaks(device))
+    warm_columns, warm_losses = warm_up(run)
+    columns |= warm_columns
+    cold = accelerator.counters(device)
+    if cold is not None:
+        columns["cold_peak_allocated_bytes"] = cold.peak_allocated
+        columns["cold_peak_reserved_bytes"] = cold.peak_reserved
 
     report("timed steps")
     accelerator.reset_peaks(device)
-    columns |= _timed(run, trial.timing)
-    columns["losses"] = columns.pop("warmup_losses") + columns.pop("timed_losses")
-    columns |= _peaks(device)
-    columns |= _driver_columns(device, before, sensors.read())
-    columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
-
-    report("attribution")
-    alike = _alike(device, columns["step_seconds"])
-    columns["evidence"], tracker = observe.watch_steady_steps(run, times=alike)
-    columns |= observe.peak_columns(tracker.segments())
-    del tracker
-
-    if device.type == "cpu":
-        report("allocator")
-        del run
-        columns |= _cpu_allocator(trial, device, rank, alike)
-    columns["untracked_bytes"] = columns["peak_allocated_bytes"] - columns["tracked_peak_bytes"]
+    timed_columns, timed_losses = timed(run, trial.timing)
+    columns |= timed_columns
+    columns["losses"] = warm_losses + timed_losses
+    steady = accelerator.counters(device)
+    if steady is not None:  # else pass 3 finds the peak
+        columns["peak_allocated_bytes"] = steady.peak_allocated
+        columns["peak_reserved_bytes"] = steady.peak_reserved
+    return run
 
 
-def _alike(device: torch.device, step_seconds: list[float]) -> int:
+def _steps_to_watch(device: torch.device, step_seconds: list[float]) -> int:
     """How many steady steps to watch, of which the one with the least peak counts; the same on all ranks.
 
     A step repeats itself to the byte, except with gloo: its threads let go of what they reduced and
@@ -122,25 +121,10 @@ def _alike(device: torch.device, step_seconds: list[float]) -> int:
     if device.type != "cpu" or not dist.is_initialized():
         return 1
     slow = statistics.median(step_seconds) > _SLOW_SECONDS
-    return int(_as_rank_0(_ALIKE_SLOW_STEPS if slow else _ALIKE_STEPS, device))
+    return int(as_rank_0(_WATCHED_SLOW_STEPS if slow else _WATCHED_STEPS, device))
 
 
-def _peaks(device: torch.device) -> dict[str, Any]:
-    """The allocator's peaks since the last reset; empty on a CPU, where pass 3 finds them."""
-    found = accelerator.counters(device)
-    if found is None:
-        return {}
-    return {
-        "peak_allocated_bytes": found.peak_allocated,
-        "peak_reserved_bytes": found.peak_reserved,
-    }
-
-
-def _prefixed(prefix: str, columns: dict[str, Any]) -> dict[str, Any]:
-    return {prefix + name: value for name, value in columns.items()}
-
-
-def _driver_columns(device: torch.device, before: Health, after: Health) -> dict[str, Any]:
+def _driver_columns(device: torch.device, before: Health, after: Health) -> Columns:
     """The driver's view, read while the allocator still holds all that it took for the peak.
 
     The context is what the driver counts as ours and the allocator does not know: CUDA context, loaded
@@ -164,7 +148,7 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> dict
     }
 
 
-def _cpu_allocator(trial: Trial, device: torch.device, rank: int, alike: int = 1) -> dict[str, Any]:
+def _cpu_allocator(trial: Trial, device: torch.device, rank: int, steps: int) -> Columns:
     """Pass 3: build and step again while torch's CPU allocator tells of every allocation."""
     with CpuRecorder() as recorder:
         with recorder.span("build"):
@@ -172,7 +156,7 @@ def _cpu_allocator(trial: Trial, device: torch.device, rank: int, alike: int = 1
         with recorder.span("cold"):
             for _ in range(trial.timing.warmup_steps):
                 run_one_step(run)
-        for index in range(alike):
+        for index in range(steps):
             with recorder.span(f"steady/{index}"):
                 run_one_step(run)
     allocations = recorder.allocations()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from bench.memory.timeline import Attribution, Segment
 from bench.memory.tracker import Tracker
+from bench.trial.columns import Columns
 from bench.workload import flops
 from bench.workload.architectures import attention_of, blocks_of
 from bench.workload.state import Run
@@ -17,7 +18,7 @@ from bench.workload.tensors import parameter_counts, parameter_sizes
 from bench.workload.train_step import run_one_step
 
 
-def size_columns(run: Run) -> dict[str, Any]:
+def size_columns(run: Run) -> Columns:
     """Columns that follow from the model alone: parameters and the arithmetic of a step."""
     total, trainable = parameter_counts(run)
     matmul, trainable_matmul, in_blocks = _matmul_params(run)
@@ -98,18 +99,16 @@ def _tracked(run: Run) -> Tracker:
     return tracker
 
 
-def peak_columns(segments: list[Segment]) -> dict[str, Any]:
+def peak_columns(segments: list[Segment]) -> Columns:
     """Columns of a watched step's bytes: the categories at its peak, and their own maxima."""
     seen = Attribution.of(segments)
-    columns: dict[str, Any] = {
+    columns: Columns = {
         "tracked_peak_bytes": seen.peak,
         "peak_phase": seen.phase,
         "gathered_max_bytes": seen.gathered,
         "host_max_bytes": seen.host,
     }
-    for category, size in seen.at_peak.items():
-        columns[f"{category}_bytes"] = size
-        columns[f"{category}_max_bytes"] = seen.largest[category]
-    for phase, peak in seen.peak_by_phase.items():
-        columns[f"{phase}_tracked_peak_bytes"] = peak
-    return columns
+    by_name = {f"{category}_bytes": size for category, size in seen.at_peak.items()}
+    by_name |= {f"{category}_max_bytes": seen.largest[category] for category in seen.at_peak}
+    by_name |= {f"{phase}_tracked_peak_bytes": peak for phase, peak in seen.peak_by_phase.items()}
+    return columns | cast(Columns, by_name)

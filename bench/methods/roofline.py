@@ -17,9 +17,8 @@ import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.machine.gpu_catalogue import Gpu
+from bench.trial.columns import Work
 from bench.workload.tensors import tensors_in
-
-Work = Counter[tuple[str, int, int]]  # how often an operation with this dtype, FLOPs and bytes occurs
 
 _MOVE_NOTHING = {
     torch.ops.aten.empty,

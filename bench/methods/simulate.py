@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -19,32 +18,33 @@ from bench.memory.tracker import Tracker
 from bench.methods import observe, roofline
 from bench.methods.depth import extrapolate, segments_at_depth, shallow_depths
 from bench.methods.fake_execution import fake_execution
+from bench.trial.columns import Columns, Simulation, Work
 from bench.trial.spec import Trial
 from bench.workload.build import build
 from bench.workload.train_step import run_one_step
 
 
-def simulate(trial: Trial, columns: dict[str, Any], target: str) -> None:
+def simulate(trial: Trial, target: str) -> Simulation:
     """The columns that a steady step of `trial` determines without running it.
 
     Args:
         trial: what to predict.
-        columns: filled as facts become known.
         target: the type of device it would run on: cpu or cuda.
     """
     started = time.perf_counter()
-    found = None if trial.whole else _extended(trial, target)
-    columns |= found or _whole(trial, target)
+    simulation = (None if trial.whole else _extended(trial, target)) or _whole(trial, target)
+    columns = simulation.columns
     columns.setdefault("peak_allocated_bytes", columns["tracked_peak_bytes"])
     columns["simulation_seconds"] = time.perf_counter() - started
+    return simulation
 
 
-def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
-    """Sizes and evidence, and the segments of a steady step."""
+def _watched(trial: Trial, target: str) -> tuple[Simulation, list[Segment]]:
+    """Sizes, evidence and work, and the segments of a steady step."""
     with fake_execution(trial, target):
         run = build(trial, torch.device("cpu"), target=target)
         columns = observe.size_columns(run)
-        work: roofline.Work = Counter()
+        work: Work = Counter()
         with Tracker(run, lambda *operation: work.update(roofline.work_of(*operation))) as tracker:
             run_one_step(run, tracker.enter_phase)  # the optimizer's state appears in it
             tracker.begin()
@@ -52,20 +52,19 @@ def _watched(trial: Trial, target: str) -> tuple[dict[str, Any], list[Segment]]:
             columns["evidence"] = observe.collect_evidence(
                 run, lambda: run_one_step(run, tracker.enter_phase)
             )
-    columns["work"] = work
     if target != "cpu":
         allocator = tracker.allocator()
         columns["peak_allocated_bytes"] = allocator.peak_bytes
         columns["peak_reserved_bytes"] = allocator.reserved_bytes
-    return columns, tracker.segments()
+    return Simulation(columns, work), tracker.segments()
 
 
-def _whole(trial: Trial, target: str) -> dict[str, Any]:
-    columns, segments = _watched(trial, target)
-    return columns | observe.peak_columns(segments)
+def _whole(trial: Trial, target: str) -> Simulation:
+    simulation, segments = _watched(trial, target)
+    return replace(simulation, columns=simulation.columns | observe.peak_columns(segments))
 
 
-def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
+def _extended(trial: Trial, target: str) -> Simulation | None:
     """The deep model's columns from two shallow models'; None where that is not exact, or no saving.
 
     What the caching allocator makes of it is left out: its segments do not grow by the same bytes a block.
@@ -80,13 +79,13 @@ def _extended(trial: Trial, target: str) -> dict[str, Any] | None:
     segments = segments_at_depth(few, many, depth, peculiar)
     if segments is None:
         return None
-    work = roofline.work_at_depth(low.pop("work"), high.pop("work"), depth - less)
-    for name in ("peak_allocated_bytes", "peak_reserved_bytes"):
-        low.pop(name, None)
-    columns: dict[str, Any] = extrapolate(low, high, depth - less) | {"work": work}
+    work = roofline.work_at_depth(low.work, high.work, depth - less)
+    columns: Columns = extrapolate(low.columns, high.columns, depth - less)
+    columns.pop("peak_allocated_bytes", None)
+    columns.pop("peak_reserved_bytes", None)
     fraction = columns["trainable_param_count"] / columns["param_count"]
     columns["evidence"]["trainable_fraction"] = fraction  # the only number that is not linear in depth
-    return columns | observe.peak_columns(segments)
+    return Simulation(columns | observe.peak_columns(segments), work)
 
 
 def _with_layers(trial: Trial, layers: int) -> Trial:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from bench.machine import accelerator
 from bench.methods.step_statistics import relative_width
 from bench.trial.axes import Timing
+from bench.trial.columns import Columns
 from bench.workload.generate import generate
 from bench.workload.state import Run
 from bench.workload.train_step import step
@@ -29,8 +30,8 @@ class NonFiniteLossError(RuntimeError):  # reads as what happened
     """The training diverged; what was measured is not a training step."""
 
 
-def _warm_up(run: Run) -> dict[str, Any]:
-    """The steps nobody times, the first of which makes the optimizer's state."""
+def warm_up(run: Run) -> tuple[Columns, list[float]]:
+    """The steps nobody times, the first of which makes the optimizer's state: columns, and the losses."""
     count = run.trial.timing.warmup_steps
     if run.trial.workload.inference:
         started = time.perf_counter()
@@ -38,17 +39,24 @@ def _warm_up(run: Run) -> dict[str, Any]:
         cold_step_seconds = time.perf_counter() - started
         for _ in range(count - 1):
             generate(run)
-        return {"warmup_losses": [], "cold_step_seconds": cold_step_seconds}
+        return {"cold_step_seconds": cold_step_seconds}, []
     started = time.perf_counter()
     losses = [step(run).item()]
     cold_step_seconds = time.perf_counter() - started
     losses += [step(run).item() for _ in range(count - 1)]
     _require_finite(losses)
-    return {"warmup_losses": losses, "cold_step_seconds": cold_step_seconds}
+    return {"cold_step_seconds": cold_step_seconds}, losses
 
 
-def _timed(run: Run, timing: Timing) -> dict[str, Any]:
-    """Blocks of steps until the interval is narrow enough or a budget is spent; no step is dropped."""
+def timed(run: Run, timing: Timing) -> tuple[Columns, list[float]]:
+    """Blocks of steps until the interval is narrow enough or a budget is spent; no step is dropped.
+
+    Returns:
+        Columns, and the losses.
+
+    Raises:
+        NonFiniteLossError: a loss was not finite.
+    """
     block = _decoded if run.trial.workload.name == "decode" else _stepped
     found = Timed()
     reason = ""
@@ -57,15 +65,14 @@ def _timed(run: Run, timing: Timing) -> dict[str, Any]:
         block(run, timing.max_steps - len(found.seconds), found)
         _require_finite(found.losses)
         reason = _agree(run.device, _stop_reason(found.seconds, found.block_seconds, timing))
-    columns = {
+    columns: Columns = {
         "step_seconds": found.seconds,
         "block_seconds": found.block_seconds,
-        "timed_losses": found.losses,
         "stop_reason": reason,
     }
     if found.first_seconds:
         columns["first_token_seconds"] = statistics.median(found.first_seconds)
-    return columns
+    return columns, found.losses
 
 
 @dataclass
@@ -145,10 +152,10 @@ def _line_up(device: torch.device) -> None:
 
 def _agree(device: torch.device, reason: str) -> str:
     """The first rank's decision: ranks that disagreed would wait for each other for ever."""
-    return str(_as_rank_0(reason, device)) if dist.is_initialized() else reason
+    return str(as_rank_0(reason, device)) if dist.is_initialized() else reason
 
 
-def _as_rank_0(decision: Any, device: torch.device) -> Any:
+def as_rank_0(decision: Any, device: torch.device) -> Any:
     """What rank 0 decided, on every rank."""
     decisions = [decision]
     dist.broadcast_object_list(decisions, src=0, device=device)

@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -29,6 +30,7 @@ from bench.processes import fork_server
 from bench.processes.fork_server import default_start_method
 from bench.processes.nodes import ALONE, Nodes, Seat, gather_outcomes
 from bench.processes.ranks import Worker, failed, host_oom_kills, verdict
+from bench.trial.columns import Hardware
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
 
@@ -60,64 +62,63 @@ def run_isolated(
         KeyboardInterrupt: passed on, with every rank ended.
     """
     started = time.monotonic()
-    deadline = started + timeout_seconds
     log.parent.mkdir(parents=True, exist_ok=True)
     kills_before = host_oom_kills()
-    workers, in_time = _execute(trial, log, deadline, on_stage, start_method, lease, nodes)
+    launch = _Launch(trial, log, started + timeout_seconds, on_stage, start_method, lease, nodes)
+    workers, in_time = _execute(launch)
     if any(w.last_word == "poisoned" for w in workers):
         # Some library initialised the device in the server: slower, but right.
-        workers, in_time = _execute(trial, log, deadline, on_stage, "spawn", lease, nodes)
+        workers, in_time = _execute(replace(launch, start_method="spawn"))
     status, reason, text = verdict(workers, in_time, timeout_seconds, kills_before)
     outcome = Outcome(
         status=status,
         reason=reason,
         traceback=text,
-        ranks=[w.payload if status == "ok" else w.payload.get("columns", {}) for w in workers],
-        hardware=next((w.hardware for w in workers if w.hardware), {}),
+        ranks=[w.columns for w in workers],
+        hardware=next((w.hardware for w in workers if w.hardware), Hardware()),
         wall_seconds=time.monotonic() - started,
     )
     return gather_outcomes(outcome, nodes, log) if nodes.spread(trial.processes) else outcome
 
 
-def _execute(
-    trial: Trial,
-    log: Path,
-    deadline: float,
-    on_stage: Callable[[str], None],
-    start_method: str,
-    lease: Lease | None,
-    nodes: Nodes,
-) -> tuple[list[Worker], bool]:
+@dataclass(frozen=True)
+class _Launch:
+    """How the ranks of one trial are started and until when they may run; as of `run_isolated`."""
+
+    trial: Trial
+    log: Path
+    deadline: float
+    on_stage: Callable[[str], None]
+    start_method: str
+    lease: Lease | None
+    nodes: Nodes
+
+
+def _execute(launch: _Launch) -> tuple[list[Worker], bool]:
     """Starts all ranks and stays until none is left; whether they ended before the deadline."""
     with tempfile.TemporaryDirectory(prefix="bench-") as meeting_place:
         workers: list[Worker] = []
         try:
-            seats = nodes.seats(trial.processes, Path(meeting_place))
-            _start(workers, trial, log, seats, start_method, lease)
-            return workers, _attend(workers, deadline, on_stage)
+            seats = launch.nodes.seats(launch.trial.processes, Path(meeting_place))
+            _start(workers, launch, seats)
+            return workers, _attend(workers, launch.deadline, launch.on_stage)
         finally:
             _end(workers)
 
 
-def _start(
-    workers: list[Worker],
-    trial: Trial,
-    log: Path,
-    seats: list[Seat],
-    start_method: str,
-    lease: Lease | None,
-) -> None:
+def _start(workers: list[Worker], launch: _Launch, seats: list[Seat]) -> None:
     """Adds a worker for each rank, so that those already started can be ended if one cannot be."""
-    context: Any = multiprocessing.get_context(start_method)
-    if start_method == "forkserver":
+    context: Any = multiprocessing.get_context(launch.start_method)
+    log = launch.log
+    if launch.start_method == "forkserver":
         fork_server.start_fork_server(log.parent / "fork-server.log")
     for seat in seats:
         ours, theirs = context.Pipe(duplex=False)
         rank_log = log if seat.rank == 0 else log.with_suffix(f".rank{seat.rank}{log.suffix}")
         process = context.Process(
-            target=_enter, args=(theirs, trial, seat, str(rank_log), lease), daemon=True
+            target=_enter, args=(theirs, launch.trial, seat, str(rank_log), launch.lease), daemon=True
         )
-        with default_start_method(start_method):
+        with default_start_method(launch.start_method):
             process.start()
         theirs.close()
         workers.append(Worker(process, ours))

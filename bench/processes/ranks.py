@@ -9,6 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench.trial.columns import Columns, Hardware
+
 _LAST_WORDS = ("ok", "skipped", "oom", "error", "poisoned")
 
 
@@ -21,13 +23,19 @@ class Worker:
     stage: str = "start"
     last_word: str | None = None
     payload: dict[str, Any] = field(default_factory=dict)
-    hardware: dict[str, Any] = field(default_factory=dict)
+    hardware: Hardware = field(default_factory=Hardware)
     closed: bool = False
 
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to hear from it."""
         return self.last_word is not None or self.closed
+
+    @property
+    def columns(self) -> Columns:
+        """What it reported, as far as it came."""
+        columns: Columns = self.payload if self.last_word == "ok" else self.payload.get("columns", {})  # type: ignore[assignment]
+        return columns
 
     def read(self) -> None:
         """Takes one message; the end of the stream means that the process is gone."""

@@ -9,13 +9,13 @@ import warnings
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from bench.machine.host import cores
 from bench.processes import fork_server
+from bench.trial.columns import Simulation
 from bench.trial.spec import Trial
 
 
@@ -24,7 +24,7 @@ class Simulator:
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, Simulation] = {}
 
     def __enter__(self) -> Simulator:
         return self
@@ -43,8 +43,8 @@ class Simulator:
             self._pool = ProcessPoolExecutor(len(cores()), context, _quietly)
         return self._pool
 
-    def __call__(self, trials: list[Trial]) -> list[dict[str, Any]]:
-        """Columns of each trial, in order; each trial is simulated once, and how far it is is shown.
+    def __call__(self, trials: list[Trial]) -> list[Simulation]:
+        """Simulates each trial once, in order, and shows how far it is.
 
         Raises:
             OSError: a model cannot be read.
@@ -58,8 +58,8 @@ class Simulator:
         self._known |= dict(zip(new, shown, strict=True))
         return [self._known[trial.trial_id] for trial in trials]
 
-    def begin(self, trial: Trial, target: str) -> Future[dict[str, Any]]:
-        """The columns of one trial that is simulated while something else goes on."""
+    def begin(self, trial: Trial, target: str) -> Future[Simulation]:
+        """Simulates one trial while something else goes on."""
         return self._processes().submit(_simulated, trial, target)
 
 
@@ -72,9 +72,7 @@ def _quietly() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _simulated(trial: Trial, target: str = "cuda") -> dict[str, Any]:
+def _simulated(trial: Trial, target: str = "cuda") -> Simulation:
     from bench.methods.simulate import simulate
 
-    columns: dict[str, Any] = {}
-    simulate(trial, columns, target)
-    return columns
+    return simulate(trial, target)

@@ -25,6 +25,7 @@ from bench.machine.host import cores, process_bytes
 from bench.methods.measure import measure
 from bench.methods.simulate import simulate
 from bench.processes.nodes import Seat
+from bench.trial.columns import Columns
 from bench.trial.outcome import in_one_line
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
@@ -40,7 +41,7 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
         seat: which rank, on which of the machine's devices, and where it meets the others.
         send: takes (kind, payload) to the parent.
     """
-    columns: dict[str, Any] = {}
+    columns: Columns = {}
     device = torch.device("cpu")
     try:
         if trial.method != "measure":
@@ -70,7 +71,7 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
         send(*_last_word(error, device, columns))
 
 
-def _simulate(trial: Trial, columns: dict[str, Any], send: Send) -> None:
+def _simulate(trial: Trial, columns: Columns, send: Send) -> None:
     """method=simulate: no device is touched, whichever one the trial is about."""
     target = trial.device.partition(":")[0]
     if target == "auto":
@@ -82,14 +83,12 @@ def _simulate(trial: Trial, columns: dict[str, Any], send: Send) -> None:
     send("device", {"device_name": f"simulated {target}"})
     send("stage", "simulate")
     started = time.perf_counter()
-    simulate(trial, columns, target)
+    columns |= simulate(trial, target).columns
     columns["working_seconds"] = time.perf_counter() - started
     send("ok", columns)
 
 
-def _last_word(
-    error: BaseException, device: torch.device, columns: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
+def _last_word(error: BaseException, device: torch.device, columns: Columns) -> tuple[str, dict[str, Any]]:
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError, ValueError):  # a full disk; what was never text
         print(text, file=sys.stderr, flush=True)

@@ -8,34 +8,15 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from bench.trial.vocabulary import CATEGORIES, PHASES
+from bench.trial.columns import Columns
+from bench.trial.columns import RankBytes
 from bench.machine.provenance import PACKAGES
 
 SCHEMA_VERSION = 2
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
-# What the ranks of one trial may disagree on: the row holds the largest, `per_rank` keeps them all.
-RANK_BYTES = (
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "peak_device_used_bytes",
-    "context_bytes",
-    "peak_host_rss_bytes",
-    "build_peak_allocated_bytes",
-    "build_peak_reserved_bytes",
-    "cold_peak_allocated_bytes",
-    "cold_peak_reserved_bytes",
-    "tracked_peak_bytes",
-    "gathered_max_bytes",
-    "host_max_bytes",
-    *(f"{category}_bytes" for category in CATEGORIES),
-    *(f"{category}_max_bytes" for category in CATEGORIES),
-    *(f"{phase}_tracked_peak_bytes" for phase in PHASES),
-    "untracked_bytes",
-    "oom_requested_bytes",
-)
-
+RANK_BYTES = tuple(RankBytes.__annotations__)
 _PER_RANK = pa.list_(
     pa.struct([("rank", _INT), ("step_seconds_median", _REAL), *((n, _INT) for n in RANK_BYTES)])
 )

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bench.trial.columns import Columns
 from bench.results import layout, parquet
 from bench.results.query import Query, Where, build_query
 from bench.results.row_file import RowFile

@@ -7,6 +7,7 @@ import traceback
 
 from bench.machine.host import accelerator_in_sight
 from bench.methods.estimate.formulas import estimate
+from bench.trial.columns import Hardware
 from bench.trial.outcome import Outcome, in_one_line
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
@@ -25,8 +26,9 @@ def estimate_here(trial: Trial) -> Outcome:
     except Exception as error:
         return Outcome("error", in_one_line(error), traceback.format_exc())
     seconds = time.perf_counter() - started
-    hardware = {"device_name": f"estimated {target}"}
-    return Outcome("ok", None, None, [columns | {"working_seconds": seconds}], hardware, seconds)
+    columns["working_seconds"] = seconds
+    hardware: Hardware = {"device_name": f"estimated {target}"}
+    return Outcome("ok", None, None, [columns], hardware, seconds)
 
 
 def _device_type(trial: Trial) -> str:

@@ -65,7 +65,8 @@ def forecast_trial(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
     peak = None
     if outcome.status == "ok":
         device_name = next(iter(_of_its_gpus(trial, nvml.gpu_names)), "")
-        peak = outcome.ranks[0]["peak_allocated_bytes"] + gpu_catalogue.workspaces_bytes(device_name, trial)
+        simulated = outcome.ranks[0]["peak_allocated_bytes"] or 0
+        peak = simulated + gpu_catalogue.workspaces_bytes(device_name, trial)
     return Forecast(outcome.status, outcome.reason, peak, capacity_bytes(trial), outcome.wall_seconds)
 
 

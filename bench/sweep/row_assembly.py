@@ -1,4 +1,7 @@
-"""How a trial and what came of it become one row: ranks merged, rates and utilisation computed. Pure."""
+"""The one place where a trial and its outcome become a row: ranks merged, rates and utilisation computed.
+
+In: a Trial, its Outcome, and what the job knows (`Identity`). Out: a value for each column of SCHEMA. Pure.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from bench.machine.gpu_catalogue import peak_flops_per_sec
 from bench.methods import step_statistics
 from bench.paths import ROOT
 from bench.results.schema import RANK_BYTES, SCHEMA
+from bench.trial.columns import NOT_IN_A_ROW
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial, axes_of
 from bench.trial.vocabulary import CATEGORIES
@@ -32,10 +36,13 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
     Args:
         trial: what was executed.
         outcome: how it went.
-        identity: what the door knows: sweep_id, replicate, started_at, overrides, provenance.
+        identity: what the job knows: sweep_id, replicate, started_at, overrides, environment, provenance.
+
+    Raises:
+        KeyError: a column that SCHEMA does not have would be lost.
     """
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    row |= {name: value for name, value in identity.items() if name in row}
+    row |= identity
     row |= axes_of(trial)
     row |= {
         "trial_id": trial.trial_id,
@@ -48,27 +55,30 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
     }
     if any(outcome.ranks):
         row |= _merged(trial, outcome)
+    if unknown := row.keys() - set(SCHEMA.names):
+        raise KeyError(f"no such column in results/schema.py: {', '.join(sorted(unknown))}")
     return row
 
 
 def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     """Ranks to one row: bytes take the largest, losses the mean, rates add up."""
     ranks = outcome.ranks
-    row = {k: v for k, v in next(filter(None, ranks)).items() if k in SCHEMA.names}
+    reported: list[dict[str, Any]] = [dict(rank) for rank in ranks]
+    row = {k: v for k, v in next(filter(None, reported)).items() if k not in NOT_IN_A_ROW}
     if "evidence" in row:  # a trial that fails after its attribution has evidence too
         row["evidence"] = json.dumps(_evidence([r.get("evidence", {}) for r in ranks]), sort_keys=True)
     for name in RANK_BYTES:
-        values = [r[name] for r in ranks if r.get(name) is not None]
+        values = [rank[name] for rank in reported if rank.get(name) is not None]
         row[name] = max(values) if values else None
     if row["tracked_peak_bytes"] is not None:
-        row |= _largest_rank(ranks)
+        row |= _largest_rank(reported)
     row["per_rank"] = [
         {
             "rank": rank,
             "step_seconds_median": _median(columns.get("step_seconds")),
             **{name: columns.get(name) for name in RANK_BYTES},
         }
-        for rank, columns in enumerate(ranks)
+        for rank, columns in enumerate(reported)
     ]
     if outcome.status != "ok":
         return row

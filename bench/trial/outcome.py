@@ -9,7 +9,8 @@ from __future__ import annotations
 import traceback as tracebacks
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+
+from bench.trial.columns import Columns, Hardware
 
 FINISHED = ("ok", "oom", "skipped")  # what will not change when it runs again
 STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # better first
@@ -34,14 +35,14 @@ def counting_executions(executions: Iterable[tuple[Hashable, str]]) -> list[bool
 class Outcome:
     """How a trial ended, and what each rank found out.
 
-    `ranks` holds one dict of columns for each rank that had any, by rank.
+    `ranks` holds one record of columns for each rank, by rank.
     """
 
     status: str
     reason: str | None = None
     traceback: str | None = None
-    ranks: list[dict[str, Any]] = field(default_factory=list)
-    hardware: dict[str, Any] = field(default_factory=dict)
+    ranks: list[Columns] = field(default_factory=list)
+    hardware: Hardware = field(default_factory=Hardware)
     wall_seconds: float = 0.0
 
 

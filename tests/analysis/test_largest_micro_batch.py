@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from bench.analysis import largest_micro_batch
 from bench.analysis.largest_micro_batch import MOST_SEQUENCES, Search, search_largest
 from bench.methods.estimate.closed_form import closed_form
+from bench.trial.columns import Simulation
 from bench.trial.spec import Trial
 from tests.conftest import make_trial
 
@@ -19,10 +19,10 @@ def sought(peak: Callable[[int], int], space: int, expected: int = 0) -> tuple[i
     """The largest size, and the sizes that were simulated for it."""
     asked: list[int] = []
 
-    def predict(trials: list[Trial]) -> list[dict[str, Any]]:
+    def predict(trials: list[Trial]) -> list[Simulation]:
         asked.extend(trial.micro_batch_size for trial in trials)
         peaks = [peak(trial.micro_batch_size) for trial in trials]
-        return [{"forward_tracked_peak_bytes": n, "peak_allocated_bytes": n} for n in peaks]
+        return [Simulation({"forward_tracked_peak_bytes": n, "peak_allocated_bytes": n}) for n in peaks]
 
     trial = make_trial("micro_batch_size=1")
     one = Search(trial, space, {1: predict([trial])[0]}, expected)

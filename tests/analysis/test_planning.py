@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,16 +11,15 @@ from bench.analysis import planning
 from bench.machine import gpu_catalogue
 from bench.methods.roofline import step_seconds
 from bench.methods.simulate import simulate
+from bench.trial.columns import Simulation
 from bench.trial.spec import Trial
 from tests.conftest import door, make_trial
 
 
-def predict(trials: list[Trial]) -> list[dict[str, Any]]:
+def predict(trials: list[Trial]) -> list[Simulation]:
     found = []
     for trial in trials:
-        columns: dict[str, Any] = {}
-        simulate(trial, columns, "cuda")
-        found.append(columns)
+        found.append(simulate(trial, "cuda"))
     return found
 
 
@@ -113,7 +111,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     assert answer.fits
     assert answer.largest > 1
     fitting, next_one = predict([planning._with_batch(trial, answer.largest + extra) for extra in (0, 1)])
-    assert fitting["peak_allocated_bytes"] <= answer.room < next_one["peak_allocated_bytes"]
+    assert fitting.peak_bytes <= answer.room < next_one.peak_bytes
 
 
 def test_combinations_leave_alone_what_was_chosen() -> None:
@@ -127,8 +125,8 @@ def test_combinations_leave_alone_what_was_chosen() -> None:
 
 def test_the_seed_s_first_claim_float32_training_does_not_fit_24_gb() -> None:
     trial = make_trial("model=llama-7b", "method=simulate", "micro_batch_size=1", "checkpointing=on")
-    (columns,) = predict([trial])
-    assert columns["peak_allocated_bytes"] > 4 * gpu_catalogue.catalogue()["rtx-3090"].memory_bytes
+    (simulation,) = predict([trial])
+    assert simulation.peak_bytes > 4 * gpu_catalogue.catalogue()["rtx-3090"].memory_bytes
 
 
 def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:

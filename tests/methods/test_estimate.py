@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from bench.config.compose import CONF
@@ -58,8 +61,7 @@ def test_parameters_are_counted_exactly(model: str) -> None:
 def test_the_closed_form_of_llama_7b_on_cuda(overrides: str, within: float) -> None:
     """Against simulation, which is graded against measurement on the CPU."""
     trial = make_trial("model=llama-7b", "micro_batch_size=2", "seq_len=1024", *overrides.split())
-    columns: dict[str, int] = {}
-    simulate.simulate(trial, columns, "cuda")
+    columns: Mapping[str, Any] = simulate.simulate(trial, "cuda").columns
     estimated = closed_form(trial, "cuda")
     assert estimated["peak_allocated_bytes"] == pytest.approx(columns["peak_allocated_bytes"], rel=within)
     peak = columns["peak_allocated_bytes"]

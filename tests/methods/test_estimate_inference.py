@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from bench.methods import simulate
@@ -31,8 +34,7 @@ BRIEF = "micro_batch_size=64 seq_len=8 workload.decode_tokens=3"  # the cache's 
 )
 def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: str) -> None:
     trial = make_trial("method=simulate", "model=llama-7b", *overrides.split())
-    columns: dict[str, int] = {}
-    simulate.simulate(trial, columns, "cuda")
+    columns: Mapping[str, Any] = simulate.simulate(trial, "cuda").columns
     estimated = closed_form(trial, "cuda")
     peak = columns["peak_allocated_bytes"]
     assert estimated["peak_allocated_bytes"] == pytest.approx(peak, rel=0.0002)
@@ -54,8 +56,7 @@ def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: s
 )
 def test_other_architectures_and_the_cpu(overrides: str, target: str, within: float) -> None:
     trial = make_trial("method=simulate", *overrides.split(), "workload.decode_tokens=3")
-    columns: dict[str, int] = {}
-    simulate.simulate(trial, columns, target)
+    columns: Mapping[str, Any] = simulate.simulate(trial, target).columns
     found = closed_form(trial, target)["peak_allocated_bytes"]
     assert found == pytest.approx(columns["peak_allocated_bytes"], rel=within)
 

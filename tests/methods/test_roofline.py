@@ -40,17 +40,15 @@ def test_an_operation_over_a_list_is_work_for_each_tensor() -> None:
 def test_work_adds_up_over_blocks(overrides: str) -> None:
     found = []
     for whole in ("false", "true"):
-        columns: dict[str, roofline.Work] = {}
         trial = make_trial("method=simulate", "model.layers=12", f"whole={whole}", *overrides.split())
-        simulate.simulate(trial, columns, "cuda")  # type: ignore[arg-type]
-        found.append(+columns["work"])
+        found.append(+simulate.simulate(trial, "cuda").work)
     assert found[0] == found[1]
 
 
 def test_the_flops_of_a_step_are_those_counted_from_its_parameters() -> None:
-    columns: dict[str, float] = {}
-    simulate.simulate(make_trial("method=simulate", "seq_len=64"), columns, "cuda")
-    flops = sum(flops * times for (_, flops, _), times in columns["work"].items())  # type: ignore[attr-defined]
+    simulation = simulate.simulate(make_trial("method=simulate", "seq_len=64"), "cuda")
+    columns = simulation.columns
+    flops = sum(flops * times for (_, flops, _), times in simulation.work.items())
     # its backward of attention recomputes the scores: 5 matmuls where the model's arithmetic counts 4
     attention = 2 * 4 * 2 * 64 * 64 * 128 / 2
     assert flops == pytest.approx(columns["model_flops_per_step"] + attention, rel=0.001)
@@ -105,14 +103,13 @@ def test_the_bound_of_decoding_is_of_one_token(cache: str) -> None:
     card = gpu_catalogue.catalogue()["rtx-3090"]
     seconds = []
     for tokens in (4, 12):
-        columns: dict[str, roofline.Work] = {}
         words = ("workload=decode", "model=llama-7b", "precision=bf16_pure", f"kv_cache={cache}")
         trial = make_trial(
             "method=simulate", *words, f"workload.decode_tokens={tokens}", "micro_batch_size=1"
         )
-        simulate.simulate(trial, columns, "cuda")  # type: ignore[arg-type]
-        seconds.append(roofline.step_seconds(columns["work"], card))
+        simulation = simulate.simulate(trial, "cuda")
+        seconds.append(roofline.step_seconds(simulation.work, card))
     table = 32000 * 4096 * 2  # of the embeddings one row is read
-    least = (columns["parameter_bytes"] - table) / card.bandwidth_bytes_per_sec  # type: ignore[operator]
+    least = (simulation.columns["parameter_bytes"] - table) / card.bandwidth_bytes_per_sec
     assert seconds[1] == pytest.approx(seconds[0], rel=0.01)
     assert least < seconds[0] < 1.1 * least

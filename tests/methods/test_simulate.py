@@ -36,8 +36,8 @@ DEEP = (
 
 
 def simulated(*overrides: str, target: str = "cpu") -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    simulate.simulate(make_trial("method=simulate", *overrides), columns, target)
+    simulation = simulate.simulate(make_trial("method=simulate", *overrides), target)
+    columns: dict[str, Any] = {**simulation.columns, "work": simulation.work}
     del columns["simulation_seconds"]
     return columns
 

@@ -7,8 +7,6 @@ Nothing here needs torch. Bytes throughout; GB and MB in docstrings are powers o
 
 from __future__ import annotations
 
-from typing import Any
-
 from bench.methods.estimate import inference
 from bench.methods.estimate.activations import _activation_bytes, _autocast_copies, _loss_bytes
 from bench.methods.estimate.weights import (
@@ -19,11 +17,12 @@ from bench.methods.estimate.weights import (
     estimate_columns,
     weight_bytes,
 )
+from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape, shape_of
 
 
-def closed_form(trial: Trial, target: str) -> dict[str, Any]:
+def closed_form(trial: Trial, target: str) -> Columns:
     """Memory at the end of the forward, in the backward of the loss and in the optimizer, whichever is
     most; of inference, see `estimate_inference`.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
+from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 
 
-def estimate(trial: Trial, target: str) -> dict[str, Any]:
+def estimate(trial: Trial, target: str) -> Columns:
     """The row's columns by the trial's formula; bytes.
 
     Args:

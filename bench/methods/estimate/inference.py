@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from bench.methods.estimate.weights import BYTES, allocated_bytes, estimate_columns, weight_bytes
+from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape, shape_of
 
@@ -101,7 +101,7 @@ class _Forward:
         return self.rows * _FLOAT + held
 
 
-def closed_form(trial: Trial, target: str) -> dict[str, Any]:
+def closed_form(trial: Trial, target: str) -> Columns:
     """The row's columns: the highest moment of the prompt's forward or of the last token's.
 
     Args:

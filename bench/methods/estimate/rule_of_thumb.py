@@ -5,6 +5,7 @@ In: a Trial. Out: the row's memory columns, in bytes. Must not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bench.methods.estimate import inference
@@ -12,6 +13,7 @@ from bench.methods.estimate.weights import (
     BYTES,
     estimate_columns,
 )
+from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.workload.shapes import shape_of
 
@@ -19,7 +21,7 @@ RULE_OF_THUMB_CONTEXT_BYTES = 1_300_000_000  # HF "Model memory anatomy": 1.3 GB
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5}
 
 
-def rule_of_thumb(trial: Trial) -> dict[str, Any]:
+def rule_of_thumb(trial: Trial) -> Columns:
     """The arithmetic that goes round: everything in the precision's own bytes, AdamW twice the weights.
 
     Parameters in whole billions, rounded down, as the rule counts LLaMA's 6.7 as "6B": 24 GB in float32,
@@ -34,12 +36,12 @@ def rule_of_thumb(trial: Trial) -> dict[str, Any]:
     quantised = _QUANTISED_BYTES.get(trial.precision.quantization)
     each = quantised or BYTES[trial.precision.compute_dtype]
     weights = int(count * each)
+    context: Columns = {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
     if trial.workload.inference:
         held = {
             "parameter": weights,
             "kv_cache": inference.cache_bytes(trial, trial.cached_tokens),
         }
-        context = {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
         return estimate_columns(held, trial.workload.name, whole, 0) | context
     activations = int(
         (model.hidden_size + model.intermediate_size)
@@ -56,7 +58,7 @@ def rule_of_thumb(trial: Trial) -> dict[str, Any]:
         "temporary": 0,
         "input": 0,
     }
-    return estimate_columns(held, "backward", whole, whole) | {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
+    return estimate_columns(held, "backward", whole, whole) | context
 
 
 def rule_of_thumb_batch(trial: Trial, device_bytes: int) -> int:
@@ -64,7 +66,7 @@ def rule_of_thumb_batch(trial: Trial, device_bytes: int) -> int:
 
     LLaMA "6B" in int8 on 80 GB: (80 - 25.3) / 0.99, which the rule calls about 50.
     """
-    found = rule_of_thumb(trial)
+    found: Mapping[str, Any] = rule_of_thumb(trial)
     one = found["activation_bytes"] // trial.micro_batch_size
     rest = found["peak_allocated_bytes"] - found["activation_bytes"] + found["context_bytes"]
     return max(0, int((device_bytes - rest) // one))

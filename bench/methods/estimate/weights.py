@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 from bench.memory.cuda_allocator import block_bytes
+from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import CATEGORIES
 from bench.workload.shapes import Linear, Shape
@@ -73,7 +74,7 @@ def _adapter_tensors(trial: Trial, shape: Shape) -> Iterator[tuple[int, int]]:
             yield trial.lora.rank * linear.outputs, shape.layers
 
 
-def estimate_columns(held: dict[str, int], phase: str, total: int, trainable: int) -> dict[str, Any]:
+def estimate_columns(held: dict[str, int], phase: str, total: int, trainable: int) -> Columns:
     """The row's columns.
 
     Args:
@@ -83,11 +84,12 @@ def estimate_columns(held: dict[str, int], phase: str, total: int, trainable: in
         trainable: parameters that train.
     """
     peak = sum(held.values())
-    return {
-        **{f"{category}_bytes": held.get(category, 0) for category in CATEGORIES},
+    by_name = {f"{category}_bytes": held.get(category, 0) for category in CATEGORIES}
+    columns: Columns = {
         "tracked_peak_bytes": peak,
         "peak_allocated_bytes": peak,
         "peak_phase": phase,
         "param_count": total,
         "trainable_param_count": trainable,
     }
+    return columns | cast(Columns, by_name)

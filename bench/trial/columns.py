@@ -1,0 +1,110 @@
+"""The columns that one rank of a trial fills, by name and type: what travels from a method to the row.
+
+Units stand in names; None is "nobody knows". `results/schema.py` says how they are stored, and
+`sweep/row_assembly.py` makes one row of all ranks' columns. Needs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class RankBytes(TypedDict, total=False):
+    """Bytes that may differ between ranks: the row holds the largest, `per_rank` keeps them all."""
+
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    peak_device_used_bytes: int | None
+    context_bytes: int | None
+    peak_host_rss_bytes: int | None
+    build_peak_allocated_bytes: int | None
+    build_peak_reserved_bytes: int | None
+    cold_peak_allocated_bytes: int | None
+    cold_peak_reserved_bytes: int | None
+    tracked_peak_bytes: int | None
+    gathered_max_bytes: int | None
+    host_max_bytes: int | None
+    parameter_bytes: int | None
+    gradient_bytes: int | None
+    optimizer_bytes: int | None
+    activation_bytes: int | None
+    kv_cache_bytes: int | None
+    temporary_bytes: int | None
+    input_bytes: int | None
+    parameter_max_bytes: int | None
+    gradient_max_bytes: int | None
+    optimizer_max_bytes: int | None
+    activation_max_bytes: int | None
+    kv_cache_max_bytes: int | None
+    temporary_max_bytes: int | None
+    input_max_bytes: int | None
+    forward_tracked_peak_bytes: int | None
+    backward_tracked_peak_bytes: int | None
+    optimizer_tracked_peak_bytes: int | None
+    prefill_tracked_peak_bytes: int | None
+    decode_tracked_peak_bytes: int | None
+    untracked_bytes: int | None
+    oom_requested_bytes: int | None
+
+
+class Columns(RankBytes, total=False):
+    """All that a rank reports; `evidence` holds each technique's own names."""
+
+    attention: str | None
+    threads: int
+    param_count: int
+    trainable_param_count: int
+    tokens_per_step: int
+    model_flops_per_step: float
+    hardware_flops_per_step: float
+    peak_phase: str
+    step_seconds: list[float]
+    first_token_seconds: float
+    block_seconds: float
+    cold_step_seconds: float
+    build_seconds: float
+    simulation_seconds: float
+    working_seconds: float
+    stop_reason: str
+    evidence: dict[str, Any]
+    losses: list[float]
+    device_throttled: bool | None
+    device_shared: bool | None
+    clock_mhz_before: int | None
+    clock_mhz_after: int | None
+    temperature_celsius_before: int | None
+    temperature_celsius_after: int | None
+    power_watts_before: float | None
+    power_watts_after: float | None
+
+
+class Hardware(TypedDict, total=False):
+    """What a trial ran on, or was predicted for."""
+
+    device_name: str
+    device_memory_bytes: int | None
+    driver_version: str | None
+
+
+# How often an operation with this dtype, these FLOPs and these bytes occurs in a step.
+Work = Counter[tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a steady step would hold, and what its operations compute and move."""
+
+    columns: Columns
+    work: Work = field(default_factory=Counter)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the step would hold at its peak, in one rank."""
+        peak = self.columns["peak_allocated_bytes"]
+        assert peak is not None, "a simulation has a peak"
+        return peak
+
+
+NOT_IN_A_ROW = frozenset({"working_seconds"})  # of which the row holds what is left of the wall clock's
