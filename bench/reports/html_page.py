@@ -48,7 +48,7 @@ def html_page(
         links: other pages' addresses, by what they are called.
     """
     pages = Environment(
-        loader=PackageLoader("bench"),
+        loader=PackageLoader("bench.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

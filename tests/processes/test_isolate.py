@@ -34,7 +34,7 @@ def run(*overrides: str, log: Path, timeout_seconds: float = 120.0) -> Outcome:
 
 
 def workers_of(server: int) -> list[psutil.Process]:
-    return psutil.Process(fork_server).children()
+    return psutil.Process(server).children()
 
 
 def server_pid() -> int:
@@ -252,7 +252,7 @@ def wait_for_ranks(parent: int, count: int) -> list[psutil.Process]:
     while time.monotonic() < deadline:
         family = psutil.Process(parent).children(recursive=True)
         servers = {p.ppid() for p in family} - {parent}
-        if any(sum(p.ppid() == fork_server for p in family) >= count for server in servers):
+        if any(sum(p.ppid() == server for p in family) >= count for server in servers):
             time.sleep(1.0)
             return psutil.Process(parent).children(recursive=True)
         time.sleep(0.1)

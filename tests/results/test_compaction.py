@@ -254,13 +254,13 @@ def test_a_merged_file_of_anybodys_deletes_nothing_elsewhere(tmp_path: Path) -> 
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from bench.results import compaction as dataset
+from bench.results import compaction
 
-dataset._PART, dataset._HELD, dataset._TOGETHER = 6, 9, 4  # many files, so many moments between them
+compaction._PART, compaction._HELD, compaction._TOGETHER = 6, 9, 4  # many files, so many moments between them
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        dataset.merge(Path(sys.argv[1]))
+        compaction.compact(Path(sys.argv[1]))
         os._exit(0)
     time.sleep(float(line))
     os.kill(child, 9)

@@ -170,7 +170,7 @@ def test_rows_are_filtered_by_values_and_by_expressions(tmp_path: Path) -> None:
 FUZZ = """
 import random, sys
 from pathlib import Path
-from bench.results import store as results
+from bench.results import store
 
 folder, seed, tries = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 whole = [Path(path).read_bytes() for path in sys.argv[4:]]
@@ -198,8 +198,8 @@ for number in range(tries):
     target.write_bytes(content)
     print(number, flush=True)
     place = target.parents[1 if target == single else 3]
-    results.read(place, columns=None if number % 10 == 0 else columns)
-    results.records(place, columns=columns, where={"status": "ok"})
+    store.read(place, columns=None if number % 10 == 0 else columns)
+    store.records(place, columns=columns, where={"status": "ok"})
 """
 
 

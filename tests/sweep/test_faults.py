@@ -179,12 +179,13 @@ def test_row_that_cannot_reach_its_place_is_kept_elsewhere(tmp_path: Path) -> No
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from bench.results import row_file as rowfile; from bench.results import store as results
+from bench.results import store
+from bench.results.row_file import RowFile
 from tests.rows import all_rows
 
 setattr(os, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-with rowfile.RowFile(Path(sys.argv[1]), "name") as here:
-    here.keep(results.to_parquet(all_rows()[0]))
+with RowFile(Path(sys.argv[1]), "name") as here:
+    here.keep(store.to_parquet(all_rows()[0]))
 """
 
 
@@ -327,9 +328,9 @@ def test_device_in_use_is_shared_if_asked_and_the_row_says_so(here: Here) -> Non
 
 HOLDS_ALL_CORES = """
 import sys
-from bench.machine import leases as leases
+from bench.machine import leases
 from bench.config.compose import trial_from
 
-with leases.hold(trial_from([]), jobs=1, busy="flag"):
+with leases.hold_devices(trial_from([]), jobs=1, busy="flag"):
     sys.stdin.read()
 """

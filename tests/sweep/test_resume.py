@@ -72,8 +72,11 @@ def test_any_change_that_defines_the_trial_is_another_trial(here: Here) -> None:
 
 def test_the_code_that_a_trial_runs_is_part_of_the_environment() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in provenance.sources("bench.processes.worker")}
-    assert {"bench/worker.py", "bench/measure.py", "bench/techniques/lora.py", "bench/timing.py"} <= names
-    assert not names & {"bench/report.py", "bench/figures.py", "bench/sweep.py", "bench/compare.py"}
+    modules = ("processes/worker", "methods/measure", "workload/techniques/lora", "methods/step_statistics")
+    assert {f"bench/{module}.py" for module in modules} <= names
+    others = {"report", "reports/figures", "sweep/main", "sweep/job", "compare", "analysis/studies"}
+    assert all((ROOT / "bench" / f"{module}.py").is_file() for module in (*modules, *others))
+    assert not names & {f"bench/{module}.py" for module in others}
 
 
 def test_a_dry_run_says_what_would_run_and_writes_no_row(here: Here, capsys: Any) -> None:
