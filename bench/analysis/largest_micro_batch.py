@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.methods.estimate.closed_form import closed_form
+from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import PHASES
 
@@ -104,6 +105,6 @@ def initial_guess(trial: Trial, space: int) -> int:
     while high - low > 1:
         size = (low + high) // 2
         sized = replace(trial, micro_batch_size=size)
-        fits = closed_form(sized, "cuda")["peak_allocated_bytes"] <= space
+        fits = closed_form(sized, CUDA)["peak_allocated_bytes"] <= space
         low, high = (size, high) if fits else (low, size)
     return low

@@ -17,6 +17,7 @@ from bench.methods.estimate.rule_of_thumb import rule_of_thumb
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator
 from bench.results import store
+from bench.trial.platform import CPU, CUDA, Platform
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial, from_text
 
@@ -47,8 +48,8 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
     trial = from_text(row["definition"])
     if trial is None:
         raise NotGradedError(f"{row['trial_id']}: this version makes no trial of its definition")
-    target = "cpu" if row["peak_reserved_bytes"] is None else "cuda"
-    predicted = predictions(trial, target, submit_simulations(trial, target, simulator))
+    platform = CPU if row["peak_reserved_bytes"] is None else CUDA
+    predicted = predictions(trial, platform, submit_simulations(trial, platform, simulator))
     device_name = row["device_name"] or ""
     found = grade_trial(row["overrides"], trial, row, predicted, device_name)
     card = gpu_catalogue.by_device_name(device_name)
@@ -67,38 +68,40 @@ def grade_now(overrides: Overrides, simulator: Simulator) -> Graded:
         NotGraded: it could not be measured or predicted.
     """
     trial = trial_from([*BRIEF, *overrides])
-    simulation = submit_simulations(trial, "cpu", simulator)
+    simulation = submit_simulations(trial, CPU, simulator)
     ranks = _ranks(trial)
     largest = max(ranks, key=lambda columns: columns["tracked_peak_bytes"])
     peak = max(columns["peak_allocated_bytes"] for columns in ranks)
     measured = largest | {"peak_allocated_bytes": peak}
-    return grade_trial(" ".join(overrides), trial, measured, predictions(trial, "cpu", simulation))
+    return grade_trial(" ".join(overrides), trial, measured, predictions(trial, CPU, simulation))
 
 
-def submit_simulations(trial: Trial, target: str, simulator: Simulator) -> Future[dict[str, Any]]:
+def submit_simulations(trial: Trial, platform: Platform, simulator: Simulator) -> Future[dict[str, Any]]:
     """The simulation of a measured trial, on its way.
 
     Args:
         trial: what was measured, or is about to be.
-        target: the type of device that it is measured on.
+        platform: what it is measured on.
         simulator: where it is simulated.
 
     Raises:
         NotGraded: it cannot be simulated.
     """
-    imagined = replace(trial, method="simulate", device=target)
-    reason = skip_reason(imagined, target, device_count=0)
+    imagined = replace(trial, method="simulate", device=platform.device_type)
+    reason = skip_reason(imagined, platform, device_count=0)
     if reason:
         raise NotGradedError(f"method=simulate: skipped, {reason}")
-    return simulator.begin(imagined, target)
+    return simulator.begin(imagined, platform)
 
 
-def predictions(trial: Trial, target: str, simulation: Future[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def predictions(
+    trial: Trial, platform: Platform, simulation: Future[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Columns by predictor.
 
     Args:
         trial: what was measured.
-        target: the type of device that it was measured on.
+        platform: what it was measured on.
         simulation: what `begun` gave.
 
     Raises:
@@ -110,7 +113,7 @@ def predictions(trial: Trial, target: str, simulation: Future[dict[str, Any]]) -
         raise NotGradedError(f"method=simulate: error, {type(error).__name__}: {error}") from error
     return {
         "simulate": simulated,
-        "closed_form": closed_form(trial, target),
+        "closed_form": closed_form(trial, platform),
         "rule_of_thumb": rule_of_thumb(trial),
     }
 

@@ -12,6 +12,7 @@ from bench.analysis import planning
 from bench.machine import gpu_catalogue
 from bench.methods.roofline import step_seconds
 from bench.methods.simulate import simulate
+from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from tests.conftest import door, make_trial
 
@@ -20,7 +21,7 @@ def predict(trials: list[Trial]) -> list[dict[str, Any]]:
     found = []
     for trial in trials:
         columns: dict[str, Any] = {}
-        simulate(trial, columns, "cuda")
+        simulate(trial, columns, CUDA)
         found.append(columns)
     return found
 

@@ -10,6 +10,7 @@ import torch
 from bench.config.compose import CONF
 from bench.machine import gpu_catalogue
 from bench.methods import roofline, simulate
+from bench.trial.platform import CUDA
 from tests.conftest import make_trial, some
 
 
@@ -42,14 +43,14 @@ def test_work_adds_up_over_blocks(overrides: str) -> None:
     for whole in ("false", "true"):
         columns: dict[str, roofline.Work] = {}
         trial = make_trial("method=simulate", "model.layers=12", f"whole={whole}", *overrides.split())
-        simulate.simulate(trial, columns, "cuda")  # type: ignore[arg-type]
+        simulate.simulate(trial, columns, CUDA)  # type: ignore[arg-type]
         found.append(+columns["work"])
     assert found[0] == found[1]
 
 
 def test_the_flops_of_a_step_are_those_counted_from_its_parameters() -> None:
     columns: dict[str, float] = {}
-    simulate.simulate(make_trial("method=simulate", "seq_len=64"), columns, "cuda")
+    simulate.simulate(make_trial("method=simulate", "seq_len=64"), columns, CUDA)
     flops = sum(flops * times for (_, flops, _), times in columns["work"].items())  # type: ignore[attr-defined]
     # its backward of attention recomputes the scores: 5 matmuls where the model's arithmetic counts 4
     attention = 2 * 4 * 2 * 64 * 64 * 128 / 2
@@ -110,7 +111,7 @@ def test_the_bound_of_decoding_is_of_one_token(cache: str) -> None:
         trial = make_trial(
             "method=simulate", *words, f"workload.decode_tokens={tokens}", "micro_batch_size=1"
         )
-        simulate.simulate(trial, columns, "cuda")  # type: ignore[arg-type]
+        simulate.simulate(trial, columns, CUDA)  # type: ignore[arg-type]
         seconds.append(roofline.step_seconds(columns["work"], card))
     table = 32000 * 4096 * 2  # of the embeddings one row is read
     least = (columns["parameter_bytes"] - table) / card.bandwidth_bytes_per_sec  # type: ignore[operator]
