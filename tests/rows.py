@@ -20,6 +20,7 @@ from bench.machine import gpu_catalogue
 from bench.results import store
 from bench.sweep.row_assembly import row_of
 from bench.trial.outcome import Outcome
+from bench.trial.platform import platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import CATEGORIES
@@ -115,7 +116,7 @@ def measured(
         "device_memory_bytes": device.memory_bytes,
         "driver_version": "580.1" if device.kind == "cuda" else None,
     }
-    reason = skip_reason(what, device.kind, 8)
+    reason = skip_reason(what, platform_of(device.kind), 8)
     if reason:
         outcome = Outcome("skipped", reason, None, [{}] * what.world_size, {}, 0.4)
     else:
@@ -143,7 +144,7 @@ def predicted(overrides: str, device: Device, predictor: str, factor: float, num
         f" {k}={v}" for k, v in also.items()
     )
     identity = _identity(words, "20260303T090000-bbbbbb", number, 0)
-    reason = skip_reason(what, device.kind, 0)
+    reason = skip_reason(what, platform_of(device.kind), 0)
     if reason:
         return row_of(what, Outcome("skipped", reason, None, [{}], {}, 0.1), identity)
     held = {category: int(size * factor) for category, size in held_bytes(what).items()}

@@ -9,6 +9,7 @@ import random
 
 from bench.config.compose import trial_from
 from bench.formatting import markdown_table as markdown_table
+from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
 
 BRIEF = ("timing.warmup_steps=2", "timing.min_steps=2", "timing.max_steps=2", "device=cpu", "threads=1")
@@ -150,5 +151,5 @@ def _drawn(draw: random.Random) -> Overrides:
             f"offload={draw.choice(('off', 'off', 'activations', 'params'))}",
             f"optimizer={draw.choice(_OPTIMIZERS)}",
         )
-        if skip_reason(trial_from([*BRIEF, *overrides]), "cpu", 0) is None:
+        if skip_reason(trial_from([*BRIEF, *overrides]), CPU, 0) is None:
             return overrides

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.methods.estimate.closed_form import closed_form
 from bench.trial.columns import Simulation
+from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import PHASES
 
@@ -102,7 +103,7 @@ def initial_guess(trial: Trial, space: int) -> int:
     while high - low > 1:
         size = (low + high) // 2
         sized = replace(trial, micro_batch_size=size)
-        estimated = Simulation(closed_form(sized, "cuda"))
+        estimated = Simulation(closed_form(sized, CUDA))
         fits = estimated.peak_bytes <= space
         low, high = (size, high) if fits else (low, size)
     return low

@@ -24,6 +24,7 @@ from bench.analysis.tables import PEAK, RATE, ratios
 from bench.config.compose import CommandError, trial_from
 from bench.formatting import markdown_table as markdown_table
 from bench.paths import ROOT
+from bench.trial.platform import CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
@@ -165,7 +166,7 @@ def trials_of(claim: Claim) -> dict[str, Trial]:
             trial = trial_from([*words.split(), "method=simulate", "device=cuda"])
         except CommandError as error:
             raise LedgerError(f"{claim.claim}: {error}") from None
-        reason = skip_reason(trial, "cuda", 0)
+        reason = skip_reason(trial, CUDA, 0)
         if reason:
             raise LedgerError(f"{claim.claim}: {reason}")
         trials[words] = trial

@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.analysis.largest_micro_batch import Predict, Search, initial_guess, search_largest
 from bench.machine.gpu_catalogue import Gpu, catalogue
+from bench.trial.platform import CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
@@ -87,7 +88,7 @@ def _narrow(gpu: Gpu) -> str:
 
 def reasons(trials: dict[Words, Trial]) -> list[str]:
     """Why trials cannot exist on CUDA, each reason once."""
-    found = (skip_reason(trial, "cuda", 0) for trial in trials.values())
+    found = (skip_reason(trial, CUDA, 0) for trial in trials.values())
     return list(dict.fromkeys(filter(None, found)))
 
 
@@ -143,7 +144,7 @@ def answers(
         predict: simulates trials, many at once; results in the same order.
         bound: least seconds of a step, from its work and the card.
     """
-    able = {words: trial for words, trial in trials.items() if skip_reason(trial, "cuda", 0) is None}
+    able = {words: trial for words, trial in trials.items() if skip_reason(trial, CUDA, 0) is None}
     asked = predict(list(able.values()))
     spaces = [room(gpu, trial, margin) for trial in able.values()]
     searches = [
@@ -188,7 +189,7 @@ def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
     sharded = [
         answer
         for answer in found
-        if skip_reason(_sharded(answer.trial, 2), "cuda", 0) is None and answer.trial.offload.name == "off"
+        if skip_reason(_sharded(answer.trial, 2), CUDA, 0) is None and answer.trial.offload.name == "off"
     ]
     ranks = None
     if sharded:

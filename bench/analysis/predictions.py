@@ -19,6 +19,7 @@ from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator
 from bench.results import store
 from bench.trial.columns import Columns, Simulation
+from bench.trial.platform import CPU, CUDA, Platform
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial, from_text
 
@@ -49,9 +50,9 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
     trial = from_text(row["definition"])
     if trial is None:
         raise NotGradedError(f"{row['trial_id']}: this version makes no trial of its definition")
-    target = "cpu" if row["peak_reserved_bytes"] is None else "cuda"
-    simulation = submit_simulations(trial, target, simulator)
-    predicted = predictions(trial, target, simulation)
+    platform = CPU if row["peak_reserved_bytes"] is None else CUDA
+    simulation = submit_simulations(trial, platform, simulator)
+    predicted = predictions(trial, platform, simulation)
     device_name = row["device_name"] or ""
     found = grade_trial(row["overrides"], trial, row, predicted, device_name)
     card = gpu_catalogue.by_device_name(device_name)
@@ -70,38 +71,38 @@ def grade_now(overrides: Overrides, simulator: Simulator) -> Graded:
         NotGraded: it could not be measured or predicted.
     """
     trial = trial_from([*BRIEF, *overrides])
-    simulation = submit_simulations(trial, "cpu", simulator)
+    simulation = submit_simulations(trial, CPU, simulator)
     ranks = _ranks(trial)
     largest = max(ranks, key=lambda columns: columns["tracked_peak_bytes"] or 0)
     peak = max(columns["peak_allocated_bytes"] or 0 for columns in ranks)
     measured: Mapping[str, Any] = {**largest, "peak_allocated_bytes": peak}
-    return grade_trial(" ".join(overrides), trial, measured, predictions(trial, "cpu", simulation))
+    return grade_trial(" ".join(overrides), trial, measured, predictions(trial, CPU, simulation))
 
 
-def submit_simulations(trial: Trial, target: str, simulator: Simulator) -> Future[Simulation]:
+def submit_simulations(trial: Trial, platform: Platform, simulator: Simulator) -> Future[Simulation]:
     """The simulation of a measured trial, on its way.
 
     Args:
         trial: what was measured, or is about to be.
-        target: the type of device that it is measured on.
+        platform: what it is measured on.
         simulator: where it is simulated.
 
     Raises:
         NotGraded: it cannot be simulated.
     """
-    imagined = replace(trial, method="simulate", device=target)
-    reason = skip_reason(imagined, target, device_count=0)
+    imagined = replace(trial, method="simulate", device=platform.device_type)
+    reason = skip_reason(imagined, platform, device_count=0)
     if reason:
         raise NotGradedError(f"method=simulate: skipped, {reason}")
-    return simulator.begin(imagined, target)
+    return simulator.begin(imagined, platform)
 
 
-def predictions(trial: Trial, target: str, simulation: Future[Simulation]) -> dict[str, Columns]:
+def predictions(trial: Trial, platform: Platform, simulation: Future[Simulation]) -> dict[str, Columns]:
     """Columns by predictor.
 
     Args:
         trial: what was measured.
-        target: the type of device that it was measured on.
+        platform: what it was measured on.
         simulation: what `begun` gave.
 
     Raises:
@@ -113,7 +114,7 @@ def predictions(trial: Trial, target: str, simulation: Future[Simulation]) -> di
         raise NotGradedError(f"method=simulate: error, {type(error).__name__}: {error}") from error
     return {
         "simulate": simulated,
-        "closed_form": closed_form(trial, target),
+        "closed_form": closed_form(trial, platform),
         "rule_of_thumb": rule_of_thumb(trial),
     }
 

@@ -16,29 +16,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bench.memory.timeline import Storage
+from bench.trial.platform import (
+    MIN_BLOCK_BYTES,
+    MIN_LARGE_BYTES,
+    ROUND_LARGE_BYTES,
+    SMALL_BYTES,
+    round_up,
+)
 
-MIN_BLOCK_BYTES = 512  # kMinBlockSize
-_SMALL_BYTES = 2**20  # kSmallSize: requests up to this come from the pool of small segments
 _SMALL_SEGMENT_BYTES = 2 * 2**20  # kSmallBuffer
 _LARGE_SEGMENT_BYTES = 20 * 2**20  # kLargeBuffer, for requests below kMinLargeAlloc
-_MIN_LARGE_BYTES = 10 * 2**20  # kMinLargeAlloc: above it a segment is made to measure
-_ROUND_LARGE_BYTES = 2 * 2**20  # kRoundLarge
-
-
-def round_up(size: int, to: int = MIN_BLOCK_BYTES) -> int:
-    """`size` bytes rounded up to a multiple of `to`."""
-    return -(-size // to) * to
-
-
-def block_bytes(size: int) -> int:
-    """What a tensor of `size` bytes takes where it can be told from its size alone.
-
-    A large one has a segment made to measure, and all of it if what is left is not worth splitting. What
-    a smaller one takes of the 20 MiB that it shares depends on its neighbours: `Replay` tells.
-    """
-    asked = round_up(max(size, 1)) if size else 0
-    segment = round_up(asked, _ROUND_LARGE_BYTES)
-    return segment if asked >= _MIN_LARGE_BYTES and segment - asked <= _SMALL_BYTES else asked
 
 
 @dataclass(eq=False)
@@ -68,13 +55,13 @@ class CachingAllocator:
     def allocate(self, size: int) -> _Block:
         """A block of at least `size` bytes."""
         size = round_up(max(size, 1))
-        small = size <= _SMALL_BYTES
+        small = size <= SMALL_BYTES
         pool = self._free[small]
         index = bisect.bisect_left(pool, (size, -1), key=lambda block: block.order)
         block = pool.pop(index) if index < len(pool) else self._segment(size, small)
         block.free = False
         left = block.size - size
-        if left >= MIN_BLOCK_BYTES if small else left > _SMALL_BYTES:
+        if left >= MIN_BLOCK_BYTES if small else left > SMALL_BYTES:
             rest = _Block(left, block.address + size, small, before=block, after=block.after)
             if block.after is not None:
                 block.after.before = rest
@@ -106,10 +93,10 @@ class CachingAllocator:
     def _segment(self, size: int, small: bool) -> _Block:
         if small:
             taken = _SMALL_SEGMENT_BYTES
-        elif size < _MIN_LARGE_BYTES:
+        elif size < MIN_LARGE_BYTES:
             taken = _LARGE_SEGMENT_BYTES
         else:
-            taken = round_up(size, _ROUND_LARGE_BYTES)
+            taken = round_up(size, ROUND_LARGE_BYTES)
         address = 2 * self.reserved_bytes  # segments are not neighbours
         self.reserved_bytes += taken
         return _Block(taken, address, small)

@@ -22,6 +22,7 @@ import torch
 
 from bench.machine import cpu_kernels
 from bench.memory import cuda_kernels
+from bench.trial.platform import Platform
 from bench.workload.tensors import tensors_in
 
 _ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
@@ -52,10 +53,10 @@ def as_accumulated_in_place(func: Any, args: Any) -> Any:
 
 
 @cache
-def _python_kernel(func: Any, target: str) -> torch._C.DispatchKey | None:
+def _python_kernel(func: Any, platform: Platform) -> torch._C.DispatchKey | None:
     """Where the operation's body is, if it is made of other operations."""
     keys = torch._C.DispatchKey
-    if func.namespace == "bitsandbytes" and target != "cpu":
+    if func.namespace == "bitsandbytes" and not platform.bitsandbytes_in_python:
         return keys.CompositeExplicitAutograd if cuda_kernels.is_composed(func) else None
     if func.namespace == "bitsandbytes":
         return keys.CPU if func.has_kernel_for_dispatch_key(keys.CPU) else keys.CompositeExplicitAutograd
@@ -68,36 +69,36 @@ def _python_kernel(func: Any, target: str) -> torch._C.DispatchKey | None:
 
 
 def run_decomposed(
-    func: Any, args: Any, kwargs: dict[str, Any], target: str, watching: AbstractContextManager[Any]
+    func: Any, args: Any, kwargs: dict[str, Any], platform: Platform, watching: AbstractContextManager[Any]
 ) -> tuple[bool, Any]:
-    """Runs an operation that is made of others on `target`, with `watching` in force inside it.
+    """Runs an operation that is made of others on `platform`, with `watching` in force inside it.
 
     Returns:
         Whether it was such an operation, and its result.
     """
-    body = _python_kernel(func, target)
+    body = _python_kernel(func, platform)
     if body is None:
         return False, None
     with watching, torch.no_grad():
         return True, func._op_dk(body, *args, **kwargs)
 
 
-def workspace_bytes(func: Any, args: Any, result: Any, target: str) -> int:
+def workspace_bytes(func: Any, args: Any, result: Any, platform: Platform) -> int:
     """Bytes that live only while the operation runs, on top of its operands and its result.
 
     Args:
         func: the operation.
         args: its positional arguments.
         result: what it returned.
-        target: the type of device it runs on, or would.
+        platform: what it runs on, or would.
     """
-    if target != "cpu":
+    if platform.runs_cuda_kernels:
         return cuda_kernels.workspace_bytes(func, args)
     if func is torch.ops.aten.bmm.default:
-        return _rearranged_bytes(*args)
-    if func in _COPIED_ARGUMENT:
+        return _rearranged_bytes(*args) if platform.bmm_copies_operands else 0
+    if platform.collectives_are_gloo and func in _COPIED_ARGUMENT:
         return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
-    if torch.Tag.pointwise not in func.tags:
+    if not platform.elementwise_copies_operands or torch.Tag.pointwise not in func.tags:
         return 0
     shaped = [t for t in tensors_in(args) if t.dim() and t.dtype != torch.bool]  # conditions are not copied
     if len({t.dtype for t in shaped}) < 2 or not any(t.is_floating_point() for t in shaped):

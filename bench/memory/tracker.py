@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.memory import hidden_allocations
-from bench.memory.cuda_allocator import CachingAllocator, Replay, block_bytes
+from bench.memory.cuda_allocator import CachingAllocator, Replay
 from bench.memory.dispatch import OperationWatch, watch_resizes
 from bench.memory.timeline import Attribution, Mark, Segment, Storage, Timeline
 from bench.workload.state import Run, ignored
@@ -66,10 +66,10 @@ class Tracker:
         self._timeline = Timeline()
         self._history: list[tuple[Storage, int]] = []
         # on a real accelerator the allocator's counters tell; what is inside stays `untracked_bytes`
-        self._openable = run.imagined or run.target == "cpu"
-        self._offloads_params = run.trial.offload.name == "params" and run.target != "cpu"
-        self._pages_state = run.trial.optimizer.name.endswith("_paged") and run.target != "cpu"
-        self._counts_on_cpu = run.imagined and run.target != "cpu"  # where torch keeps AdamW's step counts
+        self._sees_inside = run.imagined or not run.platform.has_caching_allocator
+        self._offloads_params = run.trial.offload.name == "params" and not run.platform.host_is_device
+        self._pages_state = run.trial.optimizer.name.endswith("_paged") and run.platform.has_unified_memory
+        self._step_counts_leave = run.imagined and run.platform.step_counts_on_host
         self._phase = ""
         self._micro_step = 0
         self._regions: list[list[Storage]] = []
@@ -112,16 +112,16 @@ class Tracker:
 
     def watch(self, func: Any, args: Any, kwargs: dict[str, Any], mode: TorchDispatchMode) -> Any:
         """Runs one operation and notes what was there, what it made, and what came and went."""
-        target = self.run.target
-        if target == "cpu" and threading.get_ident() != self._thread:
+        platform = self.run.platform
+        if platform.collectives_are_gloo and threading.get_ident() != self._thread:
             return func(*args, **kwargs)  # one of gloo's: `inside` counts what its collectives copy
         if self._phase == "backward":
             func = hidden_allocations.as_accumulated_in_place(func, args)
         if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
             self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
         done, result = (
-            hidden_allocations.run_decomposed(func, args, kwargs, target, mode)
-            if self._openable
+            hidden_allocations.run_decomposed(func, args, kwargs, platform, mode)
+            if self._sees_inside
             else (False, None)
         )
         if not done:
@@ -132,10 +132,12 @@ class Tracker:
             self._see(tensor, "found")
         for tensor in tensors_in((result,)):
             self._see(tensor, "made")
-        passing = hidden_allocations.workspace_bytes(func, args, result, target) if self._openable else 0
-        if passing:
-            copy = Storage(bytes=0)
-            self._timeline.changes += [(copy, passing), (copy, -passing)]
+        workspace = 0
+        if self._sees_inside:
+            workspace = hidden_allocations.workspace_bytes(func, args, result, platform)
+        if workspace:
+            passing = Storage(bytes=0)
+            self._timeline.changes += [(passing, workspace), (passing, -workspace)]
         return result
 
     def enter_phase(self, phase: str) -> None:
@@ -217,14 +219,14 @@ class Tracker:
             sharded = self._offloads_params and category in ("parameter", "gradient", "optimizer")
             paged = self._pages_state and category == "optimizer" and tensor.numel() >= _SMALLEST_PAGED
             storage.on_host = sharded or paged
-            if self._counts_on_cpu and category == "optimizer" and not tensor.dim():
+            if self._step_counts_leave and category == "optimizer" and not tensor.dim():
                 storage.bytes = self._timeline.initial[storage] = 0
                 storage.on_host = True
 
     def _on_host(self, tensor: torch.Tensor) -> None:
         """What the run says of a tensor that it keeps on the host; a simulated one does not show it."""
         storage = self._storages.get(tensor.untyped_storage()._cdata)
-        if storage is not None and self.run.target != "cpu":
+        if storage is not None and not self.run.platform.host_is_device:
             storage.on_host = True
 
     def _see(self, tensor: torch.Tensor, how: str) -> Storage | None:
@@ -240,7 +242,7 @@ class Tracker:
             return known
         storage = self._register(untyped)
         storage.asked = untyped.nbytes()
-        size = self._taken(storage.asked)
+        size = self.run.platform.allocated_bytes(storage.asked)
         if how == "found":  # gloo's copy of what it reduces: `inside` counts it
             storage.unmade_bytes = size
             return storage
@@ -272,12 +274,8 @@ class Tracker:
         if untyped.device.type not in (self.run.device.type, "meta"):  # a fake storage is on meta
             return
         storage = self._storages.get(untyped._cdata) or self._register(untyped)
-        change = self._taken(size) - storage.bytes
+        change = self.run.platform.allocated_bytes(size) - storage.bytes
         storage.bytes += change
         storage.asked = size or storage.asked
         storage.gathered, storage.category = True, "temporary"
         self._timeline.changes.append((storage, change))
-
-    def _taken(self, size: int) -> int:
-        """What the target's allocator hands out for `size` bytes."""
-        return size if self.run.target == "cpu" else block_bytes(size)

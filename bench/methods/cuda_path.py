@@ -21,6 +21,7 @@ from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._pytree import tree_map
 
 from bench.memory.cuda_kernels import _NARROW
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 
 _IN_FLOAT32 = (
@@ -110,11 +111,17 @@ def _is_autocast_enabled(device_type: str = "cpu") -> bool:
 
 
 @contextmanager
-def cuda_semantics(trial: Trial) -> Iterator[None]:
-    """Inside, a simulated step over CPU tensors takes the path of one on CUDA."""
+def cuda_semantics(trial: Trial, platform: Platform) -> Iterator[None]:
+    """Inside, a simulated step over CPU tensors takes the path that it takes on `platform`.
+
+    Args:
+        trial: what is simulated.
+        platform: its facts say which parts of CUDA's path the step takes: none on a CPU.
+    """
     with ExitStack() as stack:
         enter = stack.enter_context
-        if trial.offload.name != "params":  # there the optimizer does run on the CPU
+        updates_on_host = trial.offload.name == "params"
+        if platform.foreach_by_default and not updates_on_host:
             devices = [*_get_foreach_kernels_supported_devices(), "cpu"]
             types = [*torch_optimizer._foreach_supported_types, FakeTensor]
             enter(
@@ -123,7 +130,10 @@ def cuda_semantics(trial: Trial) -> Iterator[None]:
                 )
             )
             enter(mock.patch.object(torch_optimizer, "_foreach_supported_types", types))
-        enter(mock.patch.object(bnb_autograd, "MatMul8bitFp", bnb_autograd.MatMul8bitLt))
-        enter(mock.patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
-        enter(_autocast_list())
+        if platform.multiplies_int8:
+            enter(mock.patch.object(bnb_autograd, "MatMul8bitFp", bnb_autograd.MatMul8bitLt))
+        if platform.peft_sees_autocast:
+            enter(mock.patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
+        if platform.autocast_widens:
+            enter(_autocast_list())
         yield

@@ -30,6 +30,7 @@ from transformers import masking_utils
 
 from bench.memory import hidden_allocations
 from bench.methods.cuda_path import cuda_semantics
+from bench.trial.platform import CUDA, Platform
 from bench.trial.spec import Trial
 from bench.workload.techniques import fsdp
 
@@ -52,7 +53,7 @@ class _Answers(TorchDispatchMode):
                 return id(args[0]) not in self._untrue
             return 1.0 if dtype.is_floating_point else 1
         if func is torch.ops.bitsandbytes.int8_mixed_scaled_mm.default:
-            return hidden_allocations.run_decomposed(func, args, kwargs or {}, "cuda", self)[1]
+            return hidden_allocations.run_decomposed(func, args, kwargs or {}, CUDA, self)[1]
         if func is torch.ops.bitsandbytes.int8_vectorwise_quant.default:
             return (*func(args[0])[:2], torch.empty(0, dtype=torch.int64))
         if func is torch.ops.bitsandbytes.int8_double_quant.default:
@@ -140,12 +141,12 @@ def _ranks(trial: Trial) -> Iterator[None]:
 
 
 @contextmanager
-def fake_execution(trial: Trial, target: str) -> Iterator[None]:
+def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
     """Inside, `trial` can be built and stepped with no memory, no device and no other rank.
 
     Args:
         trial: what will be built.
-        target: the type of device whose path the step takes: cpu or cuda.
+        platform: whose path the step takes: CPU or CUDA.
     """
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -158,8 +159,7 @@ def fake_execution(trial: Trial, target: str) -> Iterator[None]:
         enter(mock.patch.object(bnb_modules, "fix_4bit_weight_quant_state_from_module", _give_quant_state))
         for kept in (bnb.functional.name2qmap, bnb_utils._code_4bit_cache):  # no fake may outlive its mode
             enter(mock.patch.dict(kept, clear=True))
-        if target == "cuda":
-            enter(cuda_semantics(trial))
+        enter(cuda_semantics(trial, platform))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
         enter(_Answers())
         yield

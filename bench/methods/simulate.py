@@ -19,30 +19,31 @@ from bench.methods import observe, roofline
 from bench.methods.depth import extrapolate, segments_at_depth, shallow_depths
 from bench.methods.fake_execution import fake_execution
 from bench.trial.columns import Columns, Simulation, Work
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.build import build
 from bench.workload.train_step import run_one_step
 
 
-def simulate(trial: Trial, target: str) -> Simulation:
+def simulate(trial: Trial, platform: Platform) -> Simulation:
     """The columns that a steady step of `trial` determines without running it.
 
     Args:
         trial: what to predict.
-        target: the type of device it would run on: cpu or cuda.
+        platform: what it would run on: CPU or CUDA.
     """
     started = time.perf_counter()
-    simulation = (None if trial.whole else _extended(trial, target)) or _whole(trial, target)
+    simulation = (None if trial.whole else _extended(trial, platform)) or _whole(trial, platform)
     columns = simulation.columns
     columns.setdefault("peak_allocated_bytes", columns["tracked_peak_bytes"])
     columns["simulation_seconds"] = time.perf_counter() - started
     return simulation
 
 
-def _watched(trial: Trial, target: str) -> tuple[Simulation, list[Segment]]:
+def _watched(trial: Trial, platform: Platform) -> tuple[Simulation, list[Segment]]:
     """Sizes, evidence and work, and the segments of a steady step."""
-    with fake_execution(trial, target):
-        run = build(trial, torch.device("cpu"), target=target)
+    with fake_execution(trial, platform):
+        run = build(trial, torch.device("cpu"), platform=platform)
         columns = observe.size_columns(run)
         work: Work = Counter()
         with Tracker(run, lambda *operation: work.update(roofline.work_of(*operation))) as tracker:
@@ -52,19 +53,19 @@ def _watched(trial: Trial, target: str) -> tuple[Simulation, list[Segment]]:
             columns["evidence"] = observe.collect_evidence(
                 run, lambda: run_one_step(run, tracker.enter_phase)
             )
-    if target != "cpu":
+    if platform.has_caching_allocator:
         allocator = tracker.allocator()
         columns["peak_allocated_bytes"] = allocator.peak_bytes
         columns["peak_reserved_bytes"] = allocator.reserved_bytes
     return Simulation(columns, work), tracker.segments()
 
 
-def _whole(trial: Trial, target: str) -> Simulation:
-    simulation, segments = _watched(trial, target)
+def _whole(trial: Trial, platform: Platform) -> Simulation:
+    simulation, segments = _watched(trial, platform)
     return replace(simulation, columns=simulation.columns | observe.peak_columns(segments))
 
 
-def _extended(trial: Trial, target: str) -> Simulation | None:
+def _extended(trial: Trial, platform: Platform) -> Simulation | None:
     """The deep model's columns from two shallow models'; None where that is not exact, or no saving.
 
     What the caching allocator makes of it is left out: its segments do not grow by the same bytes a block.
@@ -74,8 +75,8 @@ def _extended(trial: Trial, target: str) -> Simulation | None:
     depth = trial.model.layers
     if trial.model.pretrained or depth <= less + more:
         return None
-    low, few = _watched(_with_layers(trial, less), target)
-    high, many = _watched(_with_layers(trial, more), target)
+    low, few = _watched(_with_layers(trial, less), platform)
+    high, many = _watched(_with_layers(trial, more), platform)
     segments = segments_at_depth(few, many, depth, peculiar)
     if segments is None:
         return None

@@ -16,6 +16,7 @@ from rich.progress import track
 from bench.machine.host import cores
 from bench.processes import fork_server
 from bench.trial.columns import Simulation
+from bench.trial.platform import CUDA, Platform
 from bench.trial.spec import Trial
 
 
@@ -58,9 +59,9 @@ class Simulator:
         self._known |= dict(zip(new, shown, strict=True))
         return [self._known[trial.trial_id] for trial in trials]
 
-    def begin(self, trial: Trial, target: str) -> Future[Simulation]:
+    def begin(self, trial: Trial, platform: Platform) -> Future[Simulation]:
         """Simulates one trial while something else goes on."""
-        return self._processes().submit(_simulated, trial, target)
+        return self._processes().submit(_simulated, trial, platform)
 
 
 def _quietly() -> None:
@@ -72,7 +73,7 @@ def _quietly() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _simulated(trial: Trial, target: str = "cuda") -> Simulation:
+def _simulated(trial: Trial, platform: Platform = CUDA) -> Simulation:
     from bench.methods.simulate import simulate
 
-    return simulate(trial, target)
+    return simulate(trial, platform)

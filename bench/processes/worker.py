@@ -27,6 +27,7 @@ from bench.methods.simulate import simulate
 from bench.processes.nodes import Seat
 from bench.trial.columns import Columns
 from bench.trial.outcome import in_one_line
+from bench.trial.platform import platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
@@ -49,7 +50,7 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
             return
         first = accelerator.resolve(trial.device)
         nodes = trial.world_size // seat.local_ranks
-        reason = skip_reason(trial, first.type, accelerator.count(first.type) * nodes)
+        reason = skip_reason(trial, platform_of(first.type), accelerator.count(first.type) * nodes)
         if reason:
             send("skipped", {"reason": reason})
             return
@@ -73,17 +74,16 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
 
 def _simulate(trial: Trial, columns: Columns, send: Send) -> None:
     """method=simulate: no device is touched, whichever one the trial is about."""
-    target = trial.device.partition(":")[0]
-    if target == "auto":
-        target = accelerator.resolve("auto").type
-    reason = skip_reason(trial, target, device_count=0)
+    kind = trial.device.partition(":")[0]
+    platform = platform_of(accelerator.resolve("auto").type if kind == "auto" else kind)
+    reason = skip_reason(trial, platform, device_count=0)
     if reason:
         send("skipped", {"reason": reason})
         return
-    send("device", {"device_name": f"simulated {target}"})
+    send("device", {"device_name": f"simulated {platform.device_type}"})
     send("stage", "simulate")
     started = time.perf_counter()
-    columns |= simulate(trial, target).columns
+    columns |= simulate(trial, platform).columns
     columns["working_seconds"] = time.perf_counter() - started
     send("ok", columns)
 

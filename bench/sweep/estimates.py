@@ -9,6 +9,7 @@ from bench.machine.host import accelerator_in_sight
 from bench.methods.estimate.formulas import estimate
 from bench.trial.columns import Hardware
 from bench.trial.outcome import Outcome, in_one_line
+from bench.trial.platform import platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
@@ -18,16 +19,16 @@ def estimate_here(trial: Trial) -> Outcome:
     started = time.perf_counter()
 
     try:
-        target = _device_type(trial)
-        reason = skip_reason(trial, target, device_count=0)
+        platform = platform_of(_device_type(trial))
+        reason = skip_reason(trial, platform, device_count=0)
         if reason:
             return Outcome("skipped", reason)
-        columns = estimate(trial, target)
+        columns = estimate(trial, platform)
     except Exception as error:
         return Outcome("error", in_one_line(error), traceback.format_exc())
     seconds = time.perf_counter() - started
     columns["working_seconds"] = seconds
-    hardware: Hardware = {"device_name": f"estimated {target}"}
+    hardware: Hardware = {"device_name": f"estimated {platform.device_type}"}
     return Outcome("ok", None, None, [columns], hardware, seconds)
 
 

@@ -6,16 +6,17 @@ The door does not ask: a skip is a row. The worker does, once it knows its devic
 from __future__ import annotations
 
 from bench.trial.axes import LEARNED_POSITIONS
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 
 
-def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None:
+def skip_reason(trial: Trial, platform: Platform, device_count: int) -> str | None:
     """Why this combination of valid values cannot exist on such a device, or None.
 
     Args:
         trial: the combination.
-        device_type: as torch names it: cpu, cuda, xpu, mps.
-        device_count: accelerators of that type on this machine; not looked at for cpu.
+        platform: what it would run on.
+        device_count: such devices on this machine; not looked at where ranks share one.
 
     Returns:
         One sentence for the row's `reason`, or None when the trial can run.
@@ -24,8 +25,8 @@ def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None
     learned = trial.model.family in LEARNED_POSITIONS and trial.model.pretrained is None
     rules: list[tuple[bool, str]] = [
         (
-            trial.method != "measure" and device_type not in ("cpu", "cuda"),
-            f"method={trial.method} knows what a step does on cpu and cuda, not on {device_type}",
+            trial.method != "measure" and not platform.is_modelled,
+            f"method={trial.method} knows what a step does on cpu and cuda, not on {platform.device_type}",
         ),
         (
             learned and max(trial.seq_len, trial.cached_tokens) > trial.model.max_positions,
@@ -60,12 +61,14 @@ def skip_reason(trial: Trial, device_type: str, device_count: int) -> str | None
             "selective checkpointing cannot free them",
         ),
         (
-            optimizer.name == "adamw_8bit_paged" and device_type != "cuda",
-            f"paged optimizers use CUDA unified memory, which device={device_type} does not have",
+            optimizer.name == "adamw_8bit_paged" and not platform.has_unified_memory,
+            f"paged optimizers use CUDA unified memory, which device={platform.device_type} does not have",
         ),
         (
-            trial.method == "measure" and device_type != "cpu" and trial.world_size > device_count,
-            f"fsdp.world_size={trial.world_size} needs as many {device_type} devices, and this "
+            trial.method == "measure"
+            and not platform.ranks_share_device
+            and trial.world_size > device_count,
+            f"fsdp.world_size={trial.world_size} needs as many {platform.device_type} devices, and this "
             f"machine has {device_count}",
         ),
     ]

@@ -7,20 +7,21 @@ from dataclasses import replace
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from bench.trial.platform import Platform, platform_of
 from bench.trial.spec import Trial
 from bench.workload import architectures
 from bench.workload.state import Run
 from bench.workload.techniques import PLACING, SHAPING
 
 
-def build(trial: Trial, device: torch.device, rank: int = 0, target: str | None = None) -> Run:
+def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform | None = None) -> Run:
     """Everything a step needs, ready for the first one.
 
     Args:
         trial: what to build.
         device: where it trains.
         rank: this process among the trial's ranks; ranks share weights and differ in tokens.
-        target: the type of device that a simulated trial is about; None: the one it runs on.
+        platform: what a simulated trial is about; None: that of `device`.
 
     Raises:
         torch.OutOfMemoryError: the device cannot hold the model (RuntimeError on the CPU).
@@ -28,7 +29,7 @@ def build(trial: Trial, device: torch.device, rank: int = 0, target: str | None 
     """
     with unset_fake_temporarily():  # shapes are neither real nor fake
         trial = replace(trial, model=architectures.resolved(trial.model))
-        run = Run(trial, device, target or device.type, architectures.on_meta(trial))
+        run = Run(trial, device, platform or platform_of(device.type), architectures.on_meta(trial))
         for technique in SHAPING:
             technique.apply(run)
     for technique in PLACING:

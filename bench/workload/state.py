@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import DTYPES, blocks_of
 
@@ -47,7 +48,7 @@ class Run:
 
     trial: Trial
     device: torch.device
-    target: str
+    platform: Platform
     model: nn.Module
     optimizer: torch.optim.Optimizer = field(init=False)  # of what trains; inference has none
     scaler: torch.amp.GradScaler = field(init=False)

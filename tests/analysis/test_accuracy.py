@@ -17,6 +17,7 @@ from bench.analysis.accuracy_grid import Overrides
 from bench.analysis.predictions import grade_now
 from bench.config.compose import trial_from
 from bench.processes.simulation_pool import Simulator
+from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import from_definition
 from tests.conftest import Command, door, make_trial
@@ -67,7 +68,7 @@ def test_the_closed_form_is_nearer_than_the_rule_of_thumb(graded_once: GradeOnce
 def test_the_grid_covers_every_level_and_four_architectures() -> None:
     trials = [trial_from([*accuracy_grid.BRIEF, *overrides]) for overrides in PICKED]
     assert len(PICKED) >= 60
-    assert all(skip_reason(trial, "cpu", 0) is None for trial in trials)
+    assert all(skip_reason(trial, CPU, 0) is None for trial in trials)
     assert {trial.model.family for trial in trials} == {"llama", "opt", "gpt2", "mt5"}
     assert any(trial.model.kv_heads < trial.model.heads for trial in trials)
     levels = {

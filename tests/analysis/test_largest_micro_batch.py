@@ -11,6 +11,7 @@ from bench.analysis import largest_micro_batch
 from bench.analysis.largest_micro_batch import MOST_SEQUENCES, Search, search_largest
 from bench.methods.estimate.closed_form import closed_form
 from bench.trial.columns import Simulation
+from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from tests.conftest import make_trial
 
@@ -64,7 +65,7 @@ def test_the_formula_expects_what_fits_by_the_formula() -> None:
     trial = make_trial("model=llama-7b", "precision=bf16_pure", "lora=on")
     size = largest_micro_batch.initial_guess(trial, 40 * 2**30)
     peaks = [
-        closed_form(replace(trial, micro_batch_size=n), "cuda")["peak_allocated_bytes"]
+        closed_form(replace(trial, micro_batch_size=n), CUDA)["peak_allocated_bytes"]
         for n in (size, size + 1)
     ]
     assert peaks[0] <= 40 * 2**30 < peaks[1]

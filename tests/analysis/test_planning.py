@@ -12,6 +12,7 @@ from bench.machine import gpu_catalogue
 from bench.methods.roofline import step_seconds
 from bench.methods.simulate import simulate
 from bench.trial.columns import Simulation
+from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from tests.conftest import door, make_trial
 
@@ -19,7 +20,7 @@ from tests.conftest import door, make_trial
 def predict(trials: list[Trial]) -> list[Simulation]:
     found = []
     for trial in trials:
-        found.append(simulate(trial, "cuda"))
+        found.append(simulate(trial, CUDA))
     return found
 
 

@@ -11,13 +11,14 @@ from typing import Any
 from bench.analysis.comparison import Thresholds, compare
 from bench.memory.cuda_allocator import CachingAllocator
 from bench.methods.estimate.closed_form import closed_form
+from bench.trial.platform import CUDA
 from tests.conftest import make_trial
 
 
 def test_a_closed_form(benchmark: Any) -> None:
     """README and design say microseconds."""
     trial = make_trial("model=llama-7b", "precision=bf16", "lora=on", "checkpointing=on")
-    found = benchmark(closed_form, trial, "cuda")
+    found = benchmark(closed_form, trial, CUDA)
     assert sum(found[f"{name}_bytes"] for name in ("parameter", "gradient", "optimizer")) > 7 * 10**9
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.memory.cuda_allocator import CachingAllocator, Replay, block_bytes, round_up
+from bench.memory.cuda_allocator import CachingAllocator, Replay
 from bench.memory.timeline import Storage
+from bench.trial.platform import block_bytes, round_up
 
 MIB = 2**20
 

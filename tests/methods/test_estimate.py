@@ -11,6 +11,7 @@ from bench.config.compose import CONF
 from bench.methods import simulate
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb, rule_of_thumb_batch
+from bench.trial.platform import CUDA
 from bench.workload.architectures import on_meta
 from bench.workload.shapes import shape_of
 from tests.conftest import make_trial
@@ -61,8 +62,8 @@ def test_parameters_are_counted_exactly(model: str) -> None:
 def test_the_closed_form_of_llama_7b_on_cuda(overrides: str, within: float) -> None:
     """Against simulation, which is graded against measurement on the CPU."""
     trial = make_trial("model=llama-7b", "micro_batch_size=2", "seq_len=1024", *overrides.split())
-    columns: Mapping[str, Any] = simulate.simulate(trial, "cuda").columns
-    estimated = closed_form(trial, "cuda")
+    columns: Mapping[str, Any] = simulate.simulate(trial, CUDA).columns
+    estimated = closed_form(trial, CUDA)
     assert estimated["peak_allocated_bytes"] == pytest.approx(columns["peak_allocated_bytes"], rel=within)
     peak = columns["peak_allocated_bytes"]
     for category in ("parameter", "gradient", "optimizer"):

@@ -11,6 +11,7 @@ from bench.methods import simulate
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.inference import cache_bytes
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
+from bench.trial.platform import CPU, CUDA, Platform
 from tests.conftest import make_trial
 
 LONG = "micro_batch_size=2 seq_len=1024"
@@ -34,8 +35,8 @@ BRIEF = "micro_batch_size=64 seq_len=8 workload.decode_tokens=3"  # the cache's 
 )
 def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: str) -> None:
     trial = make_trial("method=simulate", "model=llama-7b", *overrides.split())
-    columns: Mapping[str, Any] = simulate.simulate(trial, "cuda").columns
-    estimated = closed_form(trial, "cuda")
+    columns: Mapping[str, Any] = simulate.simulate(trial, CUDA).columns
+    estimated = closed_form(trial, CUDA)
     peak = columns["peak_allocated_bytes"]
     assert estimated["peak_allocated_bytes"] == pytest.approx(peak, rel=0.0002)
     assert estimated["peak_phase"] == columns["peak_phase"]
@@ -44,20 +45,20 @@ def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: s
 
 
 @pytest.mark.parametrize(
-    ("overrides", "target", "within"),
+    ("overrides", "platform", "within"),
     [
-        ("model=llama3-8b workload=decode precision=bf16_pure micro_batch_size=8", "cuda", 0.0002),
-        ("model=opt-6.7b workload=decode precision=fp16_pure micro_batch_size=8", "cuda", 0.0002),
-        ("model=gpt2 workload=decode precision=bf16_pure micro_batch_size=8", "cuda", 0.001),
-        ("model=llama-tiny workload=decode precision=fp32", "cpu", 0.001),
-        ("model=llama-tiny workload=decode precision=nf4", "cpu", 0.001),
-        ("model=llama-7b workload=decode precision=int8", "cpu", 0.001),
+        ("model=llama3-8b workload=decode precision=bf16_pure micro_batch_size=8", CUDA, 0.0002),
+        ("model=opt-6.7b workload=decode precision=fp16_pure micro_batch_size=8", CUDA, 0.0002),
+        ("model=gpt2 workload=decode precision=bf16_pure micro_batch_size=8", CUDA, 0.001),
+        ("model=llama-tiny workload=decode precision=fp32", CPU, 0.001),
+        ("model=llama-tiny workload=decode precision=nf4", CPU, 0.001),
+        ("model=llama-7b workload=decode precision=int8", CPU, 0.001),
     ],
 )
-def test_other_architectures_and_the_cpu(overrides: str, target: str, within: float) -> None:
+def test_other_architectures_and_the_cpu(overrides: str, platform: Platform, within: float) -> None:
     trial = make_trial("method=simulate", *overrides.split(), "workload.decode_tokens=3")
-    columns: Mapping[str, Any] = simulate.simulate(trial, target).columns
-    found = closed_form(trial, target)["peak_allocated_bytes"]
+    columns: Mapping[str, Any] = simulate.simulate(trial, platform).columns
+    found = closed_form(trial, platform)["peak_allocated_bytes"]
     assert found == pytest.approx(columns["peak_allocated_bytes"], rel=within)
 
 
@@ -80,7 +81,7 @@ def test_the_cache_by_hand() -> None:
 def test_a_static_cache_is_whole_from_the_start() -> None:
     words = ("model=llama-7b", "workload=decode", "precision=bf16_pure", "workload.decode_tokens=100")
     dynamic, static = (
-        closed_form(make_trial(*words, f"kv_cache={kind}"), "cuda") for kind in ("dynamic", "static")
+        closed_form(make_trial(*words, f"kv_cache={kind}"), CUDA) for kind in ("dynamic", "static")
     )
     assert static["peak_phase"] == "prefill"
     assert static["kv_cache_bytes"] == cache_bytes(make_trial(*words), 128 + 99)

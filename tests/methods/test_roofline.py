@@ -10,6 +10,7 @@ import torch
 from bench.config.compose import CONF
 from bench.machine import gpu_catalogue
 from bench.methods import roofline, simulate
+from bench.trial.platform import CUDA
 from tests.conftest import make_trial, some
 
 
@@ -41,12 +42,12 @@ def test_work_adds_up_over_blocks(overrides: str) -> None:
     found = []
     for whole in ("false", "true"):
         trial = make_trial("method=simulate", "model.layers=12", f"whole={whole}", *overrides.split())
-        found.append(+simulate.simulate(trial, "cuda").work)
+        found.append(+simulate.simulate(trial, CUDA).work)
     assert found[0] == found[1]
 
 
 def test_the_flops_of_a_step_are_those_counted_from_its_parameters() -> None:
-    simulation = simulate.simulate(make_trial("method=simulate", "seq_len=64"), "cuda")
+    simulation = simulate.simulate(make_trial("method=simulate", "seq_len=64"), CUDA)
     columns = simulation.columns
     flops = sum(flops * times for (_, flops, _), times in simulation.work.items())
     # its backward of attention recomputes the scores: 5 matmuls where the model's arithmetic counts 4
@@ -107,7 +108,7 @@ def test_the_bound_of_decoding_is_of_one_token(cache: str) -> None:
         trial = make_trial(
             "method=simulate", *words, f"workload.decode_tokens={tokens}", "micro_batch_size=1"
         )
-        simulation = simulate.simulate(trial, "cuda")
+        simulation = simulate.simulate(trial, CUDA)
         seconds.append(roofline.step_seconds(simulation.work, card))
     table = 32000 * 4096 * 2  # of the embeddings one row is read
     least = (simulation.columns["parameter_bytes"] - table) / card.bandwidth_bytes_per_sec

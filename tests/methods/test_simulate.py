@@ -11,6 +11,7 @@ from bitsandbytes.backends import utils as bnb_utils
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.methods import simulate
+from bench.trial.platform import CPU, CUDA, Platform, platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
 from bench.workload.train_step import step
@@ -35,40 +36,40 @@ DEEP = (
 )
 
 
-def simulated(*overrides: str, target: str = "cpu") -> dict[str, Any]:
-    simulation = simulate.simulate(make_trial("method=simulate", *overrides), target)
+def simulated(*overrides: str, platform: Platform = CPU) -> dict[str, Any]:
+    simulation = simulate.simulate(make_trial("method=simulate", *overrides), platform)
     columns: dict[str, Any] = {**simulation.columns, "work": simulation.work}
     del columns["simulation_seconds"]
     return columns
 
 
 @pytest.mark.parametrize(
-    ("overrides", "target"),
+    ("overrides", "platform"),
     [
-        *((overrides, "cpu") for overrides in DEEP[::4]),
-        *((overrides, "cuda") for overrides in DEEP[1::6]),
-        *(pytest.param(overrides, "cuda", marks=pytest.mark.slow) for overrides in DEEP[4::6]),
+        *((overrides, CPU) for overrides in DEEP[::4]),
+        *((overrides, CUDA) for overrides in DEEP[1::6]),
+        *(pytest.param(overrides, CUDA, marks=pytest.mark.slow) for overrides in DEEP[4::6]),
         *(
-            pytest.param(overrides, "cpu", marks=pytest.mark.slow)
+            pytest.param(overrides, CPU, marks=pytest.mark.slow)
             for overrides in DEEP
             if overrides not in DEEP[::4]
         ),
     ],
 )
 def test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(
-    overrides: str, target: str
+    overrides: str, platform: str
 ) -> None:
-    extended = simulate._extended(make_trial("method=simulate", *overrides.split()), target)
+    extended = simulate._extended(make_trial("method=simulate", *overrides.split()), platform)
     assert extended is not None, "it was simulated whole"
-    whole = simulated(*overrides.split(), "whole=true", target=target)
-    assert (whole.pop("peak_reserved_bytes", None) is None) == (target == "cpu")
+    whole = simulated(*overrides.split(), "whole=true", platform=platform)
+    assert (whole.pop("peak_reserved_bytes", None) is None) == (platform == CPU)
     assert extended == {name: whole[name] for name in extended}
     assert whole.keys() - extended.keys() == {"peak_allocated_bytes"}
 
 
 def test_a_model_that_saves_nothing_is_simulated_whole() -> None:
     trial = make_trial("method=simulate", "model=llama-tiny", "model.layers=9")
-    assert simulate._extended(trial, "cpu") is None
+    assert simulate._extended(trial, CPU) is None
 
 
 def test_65b_on_64_ranks_in_its_own_numbers() -> None:
@@ -87,14 +88,14 @@ def test_more_ranks_hold_less_each() -> None:
 
 
 def test_every_tensor_on_cuda_is_rounded_to_512_bytes() -> None:
-    found = simulated("model.vocab_size=1001", target="cuda")
+    found = simulated("model.vocab_size=1001", platform=CUDA)
     assert all(found[name] % 512 == 0 for name in found if name.endswith("_bytes"))
     assert found["peak_reserved_bytes"] >= found["peak_allocated_bytes"]
 
 
 def test_cuda_takes_foreach_by_default_and_the_cpu_the_loop() -> None:
     short = ("seq_len=8", "micro_batch_size=1")
-    cpu, cuda = simulated(*short), simulated(*short, target="cuda")
+    cpu, cuda = simulated(*short), simulated(*short, platform=CUDA)
     assert cpu["evidence"]["optimizer_implementation"] == "loop"
     assert cuda["evidence"]["optimizer_implementation"] == "foreach"
     assert cuda["temporary_bytes"] >= cuda["gradient_bytes"] > cpu["temporary_bytes"], (
@@ -104,15 +105,15 @@ def test_cuda_takes_foreach_by_default_and_the_cpu_the_loop() -> None:
 
 def test_cuda_autocast_widens_what_the_cpu_does_not() -> None:
     gpt2 = ("model=gpt2", "model.layers=2", "model.vocab_size=500", "precision=bf16")
-    cpu, cuda = simulated(*gpt2), simulated(*gpt2, target="cuda")
+    cpu, cuda = simulated(*gpt2), simulated(*gpt2, platform=CUDA)
     assert cuda["activation_max_bytes"] > 1.1 * cpu["activation_max_bytes"]
 
 
 def test_what_is_offloaded_is_on_the_host_of_a_cuda_device() -> None:
-    off, on = (simulated(f"offload={level}", target="cuda") for level in ("off", "activations"))
+    off, on = (simulated(f"offload={level}", platform=CUDA) for level in ("off", "activations"))
     assert on["activation_max_bytes"] < 0.01 * off["activation_max_bytes"]
     assert on["host_max_bytes"] > off["activation_max_bytes"]
-    params = simulated("offload=params", "fsdp=full_shard", "fsdp.world_size=1", target="cuda")
+    params = simulated("offload=params", "fsdp=full_shard", "fsdp.world_size=1", platform=CUDA)
     assert params["parameter_bytes"] == params["optimizer_bytes"] == 0
     assert params["host_max_bytes"] > 16 * 664_192
     assert simulated("offload=activations")["host_max_bytes"] == 0, "on a CPU the host is the device"
@@ -120,8 +121,8 @@ def test_what_is_offloaded_is_on_the_host_of_a_cuda_device() -> None:
 
 def test_paged_state_is_not_in_the_cuda_allocator() -> None:
     model = ("model=llama-20m", "seq_len=8")
-    paged = simulated(*model, "optimizer=adamw_8bit_paged", target="cuda")
-    resident = simulated(*model, "optimizer=adamw_8bit", target="cuda")
+    paged = simulated(*model, "optimizer=adamw_8bit_paged", platform=CUDA)
+    resident = simulated(*model, "optimizer=adamw_8bit", platform=CUDA)
     assert paged["optimizer_bytes"] + paged["host_max_bytes"] == pytest.approx(
         resident["optimizer_bytes"], rel=0.01
     )
@@ -130,13 +131,13 @@ def test_paged_state_is_not_in_the_cuda_allocator() -> None:
 
 @pytest.mark.parametrize("lora", ["off", "on"])
 def test_int8_on_cuda_multiplies_in_int8(lora: str) -> None:
-    found = simulated("precision=int8", f"lora={lora}", target="cuda")
+    found = simulated("precision=int8", f"lora={lora}", platform=CUDA)
     assert found["evidence"]["int8_modules"] == 14
     assert any(dtype == "int8" and flops for dtype, flops, _ in found["work"])
 
 
 def test_other_devices_are_skipped_with_the_reason() -> None:
-    reason = skip_reason(make_trial("method=simulate"), "mps", device_count=1)
+    reason = skip_reason(make_trial("method=simulate"), platform_of("mps"), device_count=1)
     assert reason == "method=simulate knows what a step does on cpu and cuda, not on mps"
 
 

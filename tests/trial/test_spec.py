@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from bench.trial.axes import Lora, Timing
+from bench.trial.platform import CPU, CUDA, Platform
 from bench.trial.skip_rules import skip_reason
 from tests.conftest import make_trial
 
@@ -61,23 +62,23 @@ def test_a_value_out_of_range_names_key_value_and_what_was_expected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "device", "words"),
+    ("overrides", "platform", "words"),
     [
-        (("precision=nf4",), "cpu", "lora=on"),
-        (("precision=int8", "lora=on", "fsdp=full_shard"), "cpu", "quantisation state"),
-        (("offload=params",), "cpu", "needs fsdp=full_shard"),
-        (("offload=params", "fsdp=no_shard"), "cpu", "needs fsdp=full_shard"),
-        (("optimizer=adamw_8bit", "fsdp=full_shard"), "cpu", "sharded parameters"),
-        (("optimizer=adamw_8bit_paged",), "cpu", "CUDA unified memory"),
-        (("model=gpt2", "seq_len=2048"), "cpu", "1024 learned positions"),
-        (("checkpointing=selective", "precision=int8"), "cpu", "autograd context"),
-        (("fsdp=full_shard", "fsdp.world_size=3"), "cuda", "this machine has 1"),
+        (("precision=nf4",), CPU, "lora=on"),
+        (("precision=int8", "lora=on", "fsdp=full_shard"), CPU, "quantisation state"),
+        (("offload=params",), CPU, "needs fsdp=full_shard"),
+        (("offload=params", "fsdp=no_shard"), CPU, "needs fsdp=full_shard"),
+        (("optimizer=adamw_8bit", "fsdp=full_shard"), CPU, "sharded parameters"),
+        (("optimizer=adamw_8bit_paged",), CPU, "CUDA unified memory"),
+        (("model=gpt2", "seq_len=2048"), CPU, "1024 learned positions"),
+        (("checkpointing=selective", "precision=int8"), CPU, "autograd context"),
+        (("fsdp=full_shard", "fsdp.world_size=3"), CUDA, "this machine has 1"),
     ],
 )
 def test_impossible_combinations_are_skipped_with_a_reason(
-    overrides: tuple[str, ...], device: str, words: str
+    overrides: tuple[str, ...], platform: Platform, words: str
 ) -> None:
-    reason = skip_reason(make_trial(*overrides), device, device_count=1)
+    reason = skip_reason(make_trial(*overrides), platform, device_count=1)
     assert reason is not None
     assert words in reason
 
@@ -92,4 +93,4 @@ def test_impossible_combinations_are_skipped_with_a_reason(
     ],
 )
 def test_possible_combinations_are_not_skipped(overrides: tuple[str, ...]) -> None:
-    assert skip_reason(make_trial(*overrides), "cpu", device_count=0) is None
+    assert skip_reason(make_trial(*overrides), CPU, device_count=0) is None

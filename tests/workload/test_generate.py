@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
 from bench.workload.generate import generate
@@ -95,8 +96,8 @@ def test_narrow_weights_stay_near_fp32(precision: str, most: float) -> None:
 )
 def test_what_belongs_to_training_is_skipped_with_its_reason(overrides: str, said: str) -> None:
     trial = make_trial("workload=decode", "workload.decode_tokens=32", *overrides.split())
-    assert said in str(skip_reason(trial, "cpu", 0))
-    assert skip_reason(make_trial("offload=disk"), "cpu", 0) is not None
+    assert said in str(skip_reason(trial, CPU, 0))
+    assert skip_reason(make_trial("offload=disk"), CPU, 0) is not None
 
 
 def test_what_does_not_matter_defines_no_trial() -> None:

@@ -1,6 +1,6 @@
 """Closed form, part two: what the forward keeps for the backward, and the cross-entropy loss.
 
-In: a Trial and the device type (`cpu` or `cuda`). Out: bytes. Counted operation by operation over
+In: a Trial and its Platform. Out: bytes. Counted operation by operation over
 transformers' modules with SDPA. Must not import torch.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from bench.methods.estimate.weights import (
     ADAPTER_BYTES,
     BYTES,
-    allocated_bytes,
 )
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape
 
@@ -25,14 +25,14 @@ def _autocast_copies(trial: Trial, shape: Shape) -> int:
     return (shape.head + blocks) * 2
 
 
-def _activation_bytes(trial: Trial, shape: Shape, target: str) -> int:
+def _activation_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
     """Tensors kept for the backward by the blocks; with checkpointing their inputs, and one block whole."""
     tokens = trial.micro_batch_size * trial.seq_len
-    per_layer = int(tokens * _per_token(trial, target))
+    per_layer = int(tokens * _per_token(trial, platform))
     if trial.checkpointing.name == "off":
         return shape.layers * per_layer
-    inputs = len(shape.blocks) * allocated_bytes(
-        tokens * _residual_bytes(trial) * trial.model.hidden_size, target
+    inputs = len(shape.blocks) * platform.allocated_bytes(
+        tokens * _residual_bytes(trial) * trial.model.hidden_size
     )
     if trial.checkpointing.name == "selective":  # what matmuls and attention put out
         outputs = sum(linear.outputs for linears, _ in shape.blocks for linear in linears)
@@ -47,7 +47,7 @@ def _residual_bytes(trial: Trial) -> int:
     return BYTES[trial.precision.param_dtype]
 
 
-def _per_token(trial: Trial, target: str) -> float:
+def _per_token(trial: Trial, platform: Platform) -> float:
     """Bytes a token and layer (one block of each kind) that the backward needs, counted operation by
     operation over transformers' modules with SDPA. In 16 bits LLaMA's is h (24 + 8 i/h), as Korthikanti
     2022 counts for its parts."""
@@ -56,7 +56,7 @@ def _per_token(trial: Trial, target: str) -> float:
 
     def wide_as(width: int) -> float:
         """A tensor's width, with what its block has more."""
-        return allocated_bytes(tokens * width * e, target) / (tokens * e)
+        return platform.allocated_bytes(tokens * width * e) / (tokens * e)
 
     h, i = wide_as(model.hidden_size), wide_as(model.intermediate_size)
     width, kv = wide_as(model.heads * model.head_dim), wide_as(model.kv_heads * model.head_dim)
@@ -64,34 +64,37 @@ def _per_token(trial: Trial, target: str) -> float:
     attention = e * (2 * width + 2 * kv) + statistics
     # RMSNorm: its input in float32, and the normalised one where its own weight trains
     norm = 4 * h + (0 if trial.lora.enabled else r * h)
-    wide = 4 if trial.precision.autocast and target != "cpu" else e  # CUDA's autocast runs pow in float32
+    wide = 4 if trial.precision.autocast and platform.autocast_widens else e  # pow runs in float32
     if trial.precision.quantization == "nf4":  # a 4-bit linear returns its input's dtype, that of the norms
         e = wide = max(e, r)
     gelu = 4 * wide * i
     match model.family:
         case "llama":  # gate, its SiLU, up; what goes into q k v, into gate and up, out of attention, down
             kept = 2 * norm + attention + 3 * e * i
-            return kept + _inputs(trial, target, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
+            return kept + _inputs(trial, platform, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
         case "opt":  # LayerNorm keeps its input; ReLU's output is fc2's input
             kept = 2 * r * h + attention + e * i
-            return kept + _inputs(trial, target, (h, 3), (h, 1), (h, 1), (i, 1), own=2, shared=2)
+            return kept + _inputs(trial, platform, (h, 3), (h, 1), (h, 1), (i, 1), own=2, shared=2)
         case "gpt2":
             kept = 2 * r * h + attention + gelu
-            return kept + _inputs(trial, target, (h, 1), (h, 1), (h, 1), (i, 1), own=2)
+            return kept + _inputs(trial, platform, (h, 1), (h, 1), (h, 1), (i, 1), own=2)
         case _:  # an encoder block, and a decoder block with its cross-attention
             feed_forward = norm + gelu + 2 * e * i
             encoder = norm + attention + feed_forward
             decoder = 2 * (norm + attention) + feed_forward
-            first = _inputs(trial, target, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
-            return encoder + decoder + 2 * first + _inputs(trial, target, (h, 1), (h, 2), (width, 1), own=2)
+            first = _inputs(trial, platform, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
+            cross = _inputs(trial, platform, (h, 1), (h, 2), (width, 1), own=2)
+            return encoder + decoder + 2 * first + cross
 
 
-def _inputs(trial: Trial, target: str, *sources: tuple[float, int], own: int, shared: int = 0) -> float:
+def _inputs(
+    trial: Trial, platform: Platform, *sources: tuple[float, int], own: int, shared: int = 0
+) -> float:
     """Bytes a token of what the linears keep of their inputs.
 
     Args:
         trial: the trial.
-        target: the type of device.
+        platform: what it would run on.
         sources: each distinct input: its width, and how many linears read it.
         own: how many of them, from the first, are outputs of norms, wider than the matmul under autocast.
         shared: how many of them, from the last, an operation before keeps anyway.
@@ -106,7 +109,7 @@ def _inputs(trial: Trial, target: str, *sources: tuple[float, int], own: int, sh
     e = BYTES[trial.precision.compute_dtype]
     read = sum(width * readers for width, readers in sources)
     int8 = trial.precision.quantization == "int8"
-    if trial.lora.enabled and trial.precision.autocast and int8 and target != "cpu":
+    if trial.lora.enabled and trial.precision.autocast and int8 and platform.peft_sees_autocast:
         cast = sum(2 * width * readers for width, readers in sources[:own])
         return e * (cast + sum(width * readers for width, readers in sources[own + 1 :]))
     if trial.lora.enabled and trial.precision.autocast:
@@ -121,7 +124,7 @@ def _inputs(trial: Trial, target: str, *sources: tuple[float, int], own: int, sh
     return kept
 
 
-def _loss_bytes(trial: Trial, target: str) -> tuple[int, int]:
+def _loss_bytes(trial: Trial, platform: Platform) -> tuple[int, int]:
     """Cross-entropy at the start of the backward, per token and vocabulary entry: the log-softmax that the
     forward kept, then its own gradient and the logits'. In float32, 4 and 8 bytes, where the model casts
     its logits up. mT5 does not: CUDA's autocast then keeps the log-softmax as it is and in float32, for
@@ -129,9 +132,9 @@ def _loss_bytes(trial: Trial, target: str) -> tuple[int, int]:
     precision = trial.precision
     narrow = BYTES[precision.compute_dtype]
     entries = trial.micro_batch_size * trial.seq_len * trial.model.vocab_size
-    wide = allocated_bytes(4 * entries, target)
+    wide = platform.allocated_bytes(4 * entries)
     if trial.model.family != "mt5":
         return wide, 2 * wide
-    if precision.autocast and target != "cpu":
-        return allocated_bytes(narrow * entries, target) + wide, wide
-    return allocated_bytes(narrow * entries, target), 2 * allocated_bytes(narrow * entries, target)
+    if precision.autocast and platform.autocast_widens:
+        return platform.allocated_bytes(narrow * entries) + wide, wide
+    return platform.allocated_bytes(narrow * entries), 2 * platform.allocated_bytes(narrow * entries)

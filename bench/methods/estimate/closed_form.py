@@ -13,16 +13,16 @@ from bench.methods.estimate.weights import (
     BYTES,
     adapter_bytes,
     adapter_parameters,
-    allocated_bytes,
     estimate_columns,
     weight_bytes,
 )
 from bench.trial.columns import Columns
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape, shape_of
 
 
-def closed_form(trial: Trial, target: str) -> Columns:
+def closed_form(trial: Trial, platform: Platform) -> Columns:
     """Memory at the end of the forward, in the backward of the loss and in the optimizer, whichever is
     most; of inference, see `estimate_inference`.
 
@@ -31,24 +31,24 @@ def closed_form(trial: Trial, target: str) -> Columns:
 
     Args:
         trial: what to estimate.
-        target: the type of device it would run on: cpu, where the host is the device, or cuda.
+        platform: what it would run on: CPU or CUDA.
     """
     if trial.workload.inference:
-        return inference.closed_form(trial, target)
+        return inference.closed_form(trial, platform)
     shape = shape_of(trial.model)
     ranks = trial.world_size if trial.fsdp.shards else 1
-    weights = weight_bytes(trial, shape, target)
+    weights = weight_bytes(trial, shape, platform)
     trainable = adapter_parameters(trial, shape) if trial.lora.enabled else shape.parameters
-    gradients = _gradient_bytes(trial, shape, target)
+    gradients = _gradient_bytes(trial, shape, platform)
     states = _state_bytes(trial, shape, trainable, gradients)
-    on_host = trial.offload.name == "params" and target != "cpu"
+    on_host = trial.offload.name == "params" and not platform.host_is_device
     owned = [0 if on_host else part // ranks for part in (weights, gradients, states)]
     parameter, gradient, optimizer = owned
     gathered = _gathered_bytes(trial, shape, weights)
-    kept = _activation_bytes(trial, shape, target) + _autocast_copies(trial, shape)
-    if trial.offload.name == "activations" and target != "cpu":
+    kept = _activation_bytes(trial, shape, platform) + _autocast_copies(trial, shape)
+    if trial.offload.name == "activations" and not platform.host_is_device:
         kept = 0
-    log_softmax, loss = _loss_bytes(trial, target)
+    log_softmax, loss = _loss_bytes(trial, platform)
     phases = {
         "backward": {
             "parameter": parameter,
@@ -62,7 +62,7 @@ def closed_form(trial: Trial, target: str) -> Columns:
             "gradient": gradient,
             "optimizer": optimizer,
             "activation": 0,
-            "temporary": 0 if on_host else _update_bytes(trial, shape, gradient, trainable, target),
+            "temporary": 0 if on_host else _update_bytes(trial, shape, gradient, trainable, platform),
         },
     }
     phase = max(phases, key=lambda name: sum(phases[name].values()))
@@ -72,12 +72,12 @@ def closed_form(trial: Trial, target: str) -> Columns:
     return estimate_columns(held, phase, total, trainable)
 
 
-def _gradient_bytes(trial: Trial, shape: Shape, target: str) -> int:
+def _gradient_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
     """A gradient for each tensor that trains, in its dtype."""
     if trial.lora.enabled:
-        return adapter_bytes(trial, shape, target)
+        return adapter_bytes(trial, shape, platform)
     each = BYTES[trial.precision.param_dtype]
-    return sum(count * allocated_bytes(elements * each, target) for elements, count in shape.tensors())
+    return sum(count * platform.allocated_bytes(elements * each) for elements, count in shape.tensors())
 
 
 def _state_bytes(trial: Trial, shape: Shape, trainable: int, gradients: int) -> int:
@@ -95,11 +95,11 @@ def _state_bytes(trial: Trial, shape: Shape, trainable: int, gradients: int) -> 
     return 2 * gradients
 
 
-def _update_bytes(trial: Trial, shape: Shape, gradient: int, trainable: int, target: str) -> int:
+def _update_bytes(trial: Trial, shape: Shape, gradient: int, trainable: int, platform: Platform) -> int:
     """Temporaries of the update: foreach makes the whole denominator at once, the loop that of the largest
     tensor, fused none."""
     name = trial.optimizer.name
-    if name == "adamw_foreach" or (name == "adamw" and target != "cpu"):
+    if name == "adamw_foreach" or (name == "adamw" and platform.foreach_by_default):
         return gradient
     if name in ("adamw_fused", "sgd"):
         return 0
@@ -108,7 +108,8 @@ def _update_bytes(trial: Trial, shape: Shape, gradient: int, trainable: int, tar
     else:
         largest = max(shape.head, *(linear.weights for linears, _ in shape.blocks for linear in linears))
     if name.startswith("adamw_8bit"):
-        return 0 if target != "cpu" else 5 * largest * 4  # its CPU kernel expands all that it touches
+        expanded = 5 * largest * 4  # all that an update in Python touches, in float32
+        return expanded if platform.bitsandbytes_in_python else 0
     return 2 * largest * gradient // max(trainable, 1)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
 from bench.trial.columns import Columns
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 
 
-def estimate(trial: Trial, target: str) -> Columns:
+def estimate(trial: Trial, platform: Platform) -> Columns:
     """The row's columns by the trial's formula; bytes.
 
     Args:
         trial: what to estimate.
-        target: the type of device it would run on: cpu or cuda.
+        platform: what it would run on: CPU or CUDA.
     """
-    return rule_of_thumb(trial) if trial.formula == "rule_of_thumb" else closed_form(trial, target)
+    return rule_of_thumb(trial) if trial.formula == "rule_of_thumb" else closed_form(trial, platform)

@@ -11,23 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.methods.estimate.weights import BYTES, allocated_bytes, estimate_columns, weight_bytes
+from bench.methods.estimate.weights import BYTES, estimate_columns, weight_bytes
 from bench.trial.columns import Columns
+from bench.trial.platform import CPU, Platform
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape, shape_of
 
 _FLOAT = 4  # bytes
-_ROUNDED_TO = 512  # CUDA's caching allocator
 _BLOCK = 64  # elements that share a scale in nf4
 
 Moment = tuple[int, int]  # the cache, and temporaries
 
 
-def cache_bytes(trial: Trial, tokens: int, target: str = "cpu") -> int:
+def cache_bytes(trial: Trial, tokens: int, platform: Platform = CPU) -> int:
     """Keys and values of every sequence: 2 x layers x kv_heads x head_dim x tokens x bytes, of each."""
     model = trial.model
     each = model.kv_heads * model.head_dim * BYTES[trial.precision.compute_dtype]
-    return 2 * model.layers * allocated_bytes(each * tokens * trial.micro_batch_size, target)
+    return 2 * model.layers * platform.allocated_bytes(each * tokens * trial.micro_batch_size)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Forward:
 
     trial: Trial
     shape: Shape
-    target: str
+    platform: Platform
     tokens: int
     cached: int
 
@@ -56,7 +56,7 @@ class _Forward:
 
     def taken(self, count: float) -> int:
         """What a tensor of so many bytes takes."""
-        return allocated_bytes(count, self.target)
+        return self.platform.allocated_bytes(count)
 
     def linear(self, inputs: int, outputs: int) -> int:
         """What a block's matrix of [outputs, inputs] holds while it multiplies, its result included.
@@ -66,8 +66,8 @@ class _Forward:
         weight, made = inputs * outputs, self.wide(outputs)
         match self.trial.precision.quantization:
             case "int8":
-                on_cpu = self.target == "cpu"
-                return self._int8_on_a_cpu(inputs, outputs) if on_cpu else self._int8(inputs, outputs)
+                python = self.platform.bitsandbytes_in_python
+                return self._int8_in_python(inputs, outputs) if python else self._int8(inputs, outputs)
             case "nf4":
                 scales = weight // _BLOCK * _FLOAT if self.trial.precision.double_quant else 0
                 return scales + self.taken(weight * self.each) + made
@@ -88,7 +88,7 @@ class _Forward:
             rounding -= self.taken(2 * read)
         return self.taken(self.rows * _FLOAT) + max(rounding, scaling)
 
-    def _int8_on_a_cpu(self, inputs: int, outputs: int) -> int:
+    def _int8_in_python(self, inputs: int, outputs: int) -> int:
         """There bitsandbytes rounds and scales by operations of their own in float32: two tensors beside
         the 16-bit input, and three beside the product; where the CPU lacks the instructions input and
         weight are multiplied in float32."""
@@ -101,23 +101,24 @@ class _Forward:
         return self.rows * _FLOAT + held
 
 
-def closed_form(trial: Trial, target: str) -> Columns:
+def closed_form(trial: Trial, platform: Platform) -> Columns:
     """The row's columns: the highest moment of the prompt's forward or of the last token's.
 
     Args:
         trial: what to estimate, of prefill or decode.
-        target: the type of device it would run on: cpu or cuda.
+        platform: what it would run on: CPU or CUDA.
     """
     shape = shape_of(trial.model)
     static = trial.kv_cache.name == "static"
-    first = _Forward(trial, shape, target, trial.seq_len, trial.cached_tokens if static else trial.seq_len)
+    cached = trial.cached_tokens if static else trial.seq_len
+    first = _Forward(trial, shape, platform, trial.seq_len, cached)
     phases = {"prefill": _highest(first)}
     if trial.workload.name == "decode":
-        phases["decode"] = _highest(_Forward(trial, shape, target, 1, trial.cached_tokens))
+        phases["decode"] = _highest(_Forward(trial, shape, platform, 1, trial.cached_tokens))
     phase = max(phases, key=lambda name: sum(phases[name]))
     cache, temporary = phases[phase]
     held = {
-        "parameter": weight_bytes(trial, shape, target) + _tables(trial, shape, target),
+        "parameter": weight_bytes(trial, shape, platform) + _tables(trial, shape, platform),
         "kv_cache": cache,
         "temporary": temporary,
         "input": 8 * trial.micro_batch_size * trial.seq_len,
@@ -129,15 +130,14 @@ def _highest(forward: _Forward) -> Moment:
     return max(_moments(forward), key=sum)
 
 
-def _tables(trial: Trial, shape: Shape, target: str) -> int:
+def _tables(trial: Trial, shape: Shape, platform: Platform) -> int:
     """What each nf4 matrix keeps beside its scales: the 16 values of its code and, where its scales are
     quantised themselves, the 256 of theirs and their mean; each a tensor of its own."""
     if trial.precision.quantization != "nf4":
         return 0
     tables = (16, 256, 1) if trial.precision.double_quant else (16,)
-    rounded_to = 1 if target == "cpu" else _ROUNDED_TO
     matrices = shape.layers * sum(len(linears) for linears, _ in shape.blocks)
-    return matrices * sum(-(-count * _FLOAT // rounded_to) * rounded_to for count in tables)
+    return matrices * sum(platform.allocated_bytes(count * _FLOAT) for count in tables)
 
 
 def _moments(forward: _Forward) -> Iterator[Moment]:
@@ -149,7 +149,7 @@ def _moments(forward: _Forward) -> Iterator[Moment]:
     """
     trial, model = forward.trial, forward.trial.model
     h, rows = model.hidden_size, forward.rows
-    cache = cache_bytes(trial, forward.cached, forward.target)
+    cache = cache_bytes(trial, forward.cached, forward.platform)
     held = forward.wide(h) * (2 if model.layers > 1 else 1)
     if model.family == "llama":
         held += 2 * forward.tokens * model.head_dim * forward.each
@@ -222,7 +222,7 @@ def _head(forward: _Forward) -> int:
     trial, model = forward.trial, forward.trial.model
     sequences = trial.micro_batch_size
     logits = sequences * model.vocab_size * BYTES[trial.precision.param_dtype]
-    apart = forward.target == "cpu" and sequences > 1 and forward.tokens > 1
+    apart = forward.platform.bmm_copies_operands and sequences > 1 and forward.tokens > 1
     if not apart:
         return logits
     from bench.machine.cpu_kernels import onednn_multiplies  # imports torch, which no other formula needs

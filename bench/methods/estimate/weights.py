@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from bench.memory.cuda_allocator import block_bytes
 from bench.trial.columns import Columns
+from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import CATEGORIES
 from bench.workload.shapes import Linear, Shape
@@ -15,23 +15,18 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ADAPTER_BYTES = 4  # peft keeps adapters in float32 whatever the base is in
 
 
-def allocated_bytes(count: float, target: str) -> int:
-    """What a tensor of so many bytes takes of its allocator; CUDA's hands out blocks (caching.py)."""
-    return int(count) if target == "cpu" else block_bytes(int(count))
-
-
-def weight_bytes(trial: Trial, shape: Shape, target: str) -> int:
+def weight_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
     """Weights by dtype, and the blocks' matrices by how they are quantised."""
     each = BYTES[trial.precision.param_dtype]
-    outside = sum(allocated_bytes(elements * each, target) for elements in shape.outer_tensors())
+    outside = sum(platform.allocated_bytes(elements * each) for elements in shape.outer_tensors())
     layer = 0
     for linears, norms in shape.blocks:
         layer += norms * each
         for linear in linears:
-            layer += sum(allocated_bytes(size, target) for size in _matrix_bytes(trial, linear))
+            layer += sum(platform.allocated_bytes(size) for size in _matrix_bytes(trial, linear))
             layer += linear.outputs * each if linear.bias else 0
     if trial.lora.enabled:
-        outside += adapter_bytes(trial, shape, target)
+        outside += adapter_bytes(trial, shape, platform)
     return outside + shape.layers * layer
 
 
@@ -61,10 +56,10 @@ def adapter_parameters(trial: Trial, shape: Shape) -> int:
     return sum(elements * count for elements, count in _adapter_tensors(trial, shape))
 
 
-def adapter_bytes(trial: Trial, shape: Shape, target: str) -> int:
+def adapter_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
     """Theirs, or those of their gradients."""
     tensors = _adapter_tensors(trial, shape)
-    return sum(count * allocated_bytes(elements * ADAPTER_BYTES, target) for elements, count in tensors)
+    return sum(count * platform.allocated_bytes(elements * ADAPTER_BYTES) for elements, count in tensors)
 
 
 def _adapter_tensors(trial: Trial, shape: Shape) -> Iterator[tuple[int, int]]:

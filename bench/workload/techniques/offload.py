@@ -101,7 +101,7 @@ def _weights_elsewhere(run: Run) -> dict[str, Any]:
     if run.disk is not None:
         return {"disk_bytes": sum(path.stat().st_size for path in Path(run.disk.name).glob("*.dat"))}
     moved = sum(tensor.nbytes for tensor in run.host_weights)
-    return {"offloaded_bytes": moved, "host_is_device": run.target == "cpu"}
+    return {"offloaded_bytes": moved, "host_is_device": run.platform.host_is_device}
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
@@ -122,6 +122,6 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             moved = sum(t.nbytes for t in locals_ if t.device.type == "cpu")
         if not moved:
             raise NotInForceError(f"offload={level}: no byte was kept on the host")
-        return {"offloaded_bytes": moved, "host_is_device": run.target == "cpu"}
+        return {"offloaded_bytes": moved, "host_is_device": run.platform.host_is_device}
 
     return evidence
