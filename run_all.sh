@@ -84,7 +84,7 @@ run_benchmarks() { # arguments of pytest
     else
         say "No earlier run in $storage: nothing to compare with"
     fi
-    "$venv/bin/python" -m pytest tests/benchmarks --benchmark-enable --benchmark-only \
+    "$venv/bin/python" -m pytest tests/benchmarks -m '' --benchmark-enable --benchmark-only \
         --benchmark-storage="$storage" --benchmark-autosave --benchmark-json="$nightly/benchmarks.json" \
         "${compare[@]}" "$@"
 }

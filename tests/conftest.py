@@ -19,11 +19,11 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 import pandas as pd
 import pytest
 import torch
-from xdist.scheduler import LoadScopeScheduling
 
 from bench.config.compose import register_resolvers, trial_from
 from bench.machine import host
 from bench.trial.spec import Trial
+from tests.schedule import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 from tests.sweeps import MATRIX, Here, Survived
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,28 +74,6 @@ def every_core() -> Iterator[None]:
 def pytest_collection_finish() -> None:
     """The libraries' million objects stay; without this, each full collection walks them again."""
     gc.freeze()
-
-
-# Files whose tests share nothing that is dear to make; the tests of any other stay together.
-APART = (
-    "tests/analysis/test_accuracy.py",
-    "tests/analysis/test_planning.py",
-    "tests/methods/test_estimate.py",
-    "tests/methods/test_estimate_inference.py",
-    "tests/methods/test_simulate.py",
-)
-
-
-class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """xdist's own groups (--dist loadgroup) are not seen under pytest 9 (pytest-xdist issue 1386)."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return nodeid if file in APART else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
-    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

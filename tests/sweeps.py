@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -93,6 +94,10 @@ class Here:
 
     def rows(self) -> list[dict[str, Any]]:
         return store.records(self.folder)
+
+    def frame(self) -> pd.DataFrame:
+        """The rows, oldest first, as anyone would read them: plain pandas, nothing of ours."""
+        return pd.read_parquet(self.folder / "trials").sort_values("started_at", ignore_index=True)
 
     def finished(self) -> list[str]:
         """Ids of the trials that have a final row, once for each such row."""

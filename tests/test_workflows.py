@@ -69,30 +69,32 @@ def actionlint(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+MISTAKES = (
+    ('"17 2 * * *"', '"77 2 * * *"', "invalid CRON format"),
+    ("contents: read", "contents: raed", '"raed" is invalid'),
+    ("runs-on: [self-hosted, linux, gpu]", "runs-on: [self-hosted, linux, gpus]", '"gpus" is unknown'),
+    ("persist-credentials", "persist-credential", 'input "persist-credential" is not defined'),
+    ("steps.environment.outcome", "steps.enviroment.outcome", '"enviroment" is not defined'),
+    ("run: bash run_all.sh setup", "run: echo ${{ github.head_ref }}", "potentially untrusted"),
+)
+
+
 @every_workflow
 def test_actionlint_finds_nothing(path: Path) -> None:
     done = actionlint(path)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "said"),
-    [
-        ('"17 2 * * *"', '"77 2 * * *"', "invalid CRON format"),
-        ("contents: read", "contents: raed", '"raed" is invalid'),
-        ("runs-on: [self-hosted, linux, gpu]", "runs-on: [self-hosted, linux, gpus]", '"gpus" is unknown'),
-        ("persist-credentials", "persist-credential", 'input "persist-credential" is not defined'),
-        ("steps.environment.outcome", "steps.enviroment.outcome", '"enviroment" is not defined'),
-        ("run: bash run_all.sh setup", "run: echo ${{ github.head_ref }}", "potentially untrusted"),
-    ],
-)
-def test_actionlint_would_find_a_mistake(tmp_path: Path, right: str, wrong: str, said: str) -> None:
+def test_actionlint_would_find_a_mistake(tmp_path: Path) -> None:
+    """With our configuration: it knows our runner's labels, and GitHub's actions."""
     text = NIGHTLY.read_text()
-    assert right in text
-    (tmp_path / "broken.yml").write_text(text.replace(right, wrong))
+    for right, wrong, _ in MISTAKES:
+        assert right in text
+        text = text.replace(right, wrong)
+    (tmp_path / "broken.yml").write_text(text)
     done = actionlint(tmp_path / "broken.yml")
     assert done.returncode == 1
-    assert said in done.stdout
+    assert [said for _, _, said in MISTAKES if said not in done.stdout] == []
 
 
 # What a stranger could reach

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bench.analysis import accuracy, accuracy_grid
 from bench.analysis.accuracy import Grade, Graded
@@ -20,7 +25,8 @@ from bench.processes.simulation_pool import Simulator
 from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import from_definition
-from tests.conftest import Command, door, make_trial
+from tests.conftest import SHORT, door, make_trial
+from tests.sweeps import Here
 
 PICKED = accuracy_grid.grid()
 DRAWN = accuracy_grid.sample(40, seed=0)
@@ -29,10 +35,25 @@ GradeOnce = Callable[[Overrides], Graded]
 
 
 @pytest.fixture(scope="module")
-def graded_once() -> Iterator[GradeOnce]:
-    """Measures and grades a configuration, once however many tests ask."""
-    with Simulator() as simulator:
-        yield cache(lambda overrides: grade_now(overrides, simulator))
+def graded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GradeOnce]:
+    """Measures and grades a configuration once, however many tests ask and on whichever xdist worker: who
+    comes second waits for the first, and reads what it found."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers of this run
+    with ExitStack() as stack:
+        simulator = cache(lambda: stack.enter_context(Simulator()))
+
+        def grade(overrides: Overrides) -> Graded:
+            found = folder / f"graded-{hashlib.sha256(' '.join(overrides).encode()).hexdigest()}.json"
+            with FileLock(found.with_suffix(".lock")):
+                if not found.exists():
+                    graded = grade_now(overrides, simulator())
+                    found.write_text(json.dumps(asdict(graded)))
+                stored = json.loads(found.read_text())
+            return Graded(**stored | {"levels": tuple(stored["levels"])})
+
+        yield cache(grade)
 
 
 ALWAYS = [*PICKED[::4], *DRAWN[:4]]
@@ -100,11 +121,11 @@ def test_a_trial_survives_its_definition() -> None:
     assert from_definition({**make_trial().definition(), "unheard_of": 1}) == make_trial()
 
 
-def test_the_door_grades_measured_rows(bench_run: Callable[..., Command]) -> None:
-    sweep = bench_run("-m", "precision=fp32,int8", "lora=on", "device=cpu", "threads=1")
-    done = door(f"results_dir={sweep.results_dir}", script="grade.py")
+def test_the_door_grades_measured_rows(here: Here) -> None:
+    assert here.run("precision=fp32,int8", "lora=on", "device=cpu", SHORT) == 0
+    done = door(f"results_dir={here.folder}", script="grade.py")
     assert done.returncode == 0, done.stderr
-    report = sweep.results_dir / "report"
+    report = here.folder / "report"
     assert "| precision=int8 | 1 |" in (report / "grades.md").read_text()
     with (report / "grades.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from bench import plan
 from bench.analysis import planning
 from bench.machine import gpu_catalogue
 from bench.methods.roofline import step_seconds
 from bench.methods.simulate import simulate
+from bench.processes import simulation_pool
+from bench.processes.simulation_pool import Simulator
 from bench.trial.columns import Simulation
 from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from tests.conftest import door, make_trial
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `python bench/plan.py` printed, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with Simulator() as warm:
+        yield warm
+
+
+@pytest.fixture
+def planned(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Planned]:
+    """The door's own `main` in this process, with processes that simulate already."""
+    monkeypatch.setattr(simulation_pool, "Simulator", lambda: nullcontext(simulator))
+
+    def run(*words: str) -> Planned:
+        capsys.readouterr()
+        return Planned(plan.main(list(words)), *capsys.readouterr())
+
+    return run
 
 
 def predict(trials: list[Trial]) -> list[Simulation]:
@@ -34,16 +69,16 @@ def test_the_door_says_what_fits_and_what_to_pick() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_fits_it_says_what_would() -> None:
+def test_where_nothing_fits_it_says_what_would(planned: Callable[..., Planned]) -> None:
     words = ("model=llama-1b", "gpu=t4", "precision=fp32", "lora=off", "checkpointing=on")
-    done = door(*words, script="plan.py")
+    done = planned(*words)
     assert done.returncode == 1
     assert "Nothing fits." in done.stdout
     assert "With gpus=" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
+def test_a_configuration_file_is_a_model(tmp_path: Path, planned: Callable[..., Planned]) -> None:
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -57,7 +92,7 @@ def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     words = ("gpu=t4", "precision=fp32", "lora=off", "checkpointing=off", "optimizer=sgd", "seq_len=64")
-    done = door(f"model={tmp_path}", *words, script="plan.py")
+    done = planned(f"model={tmp_path}", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"model.pretrained={tmp_path}" in done.stdout
 
@@ -76,11 +111,23 @@ def test_a_configuration_file_is_a_model(tmp_path: Path) -> None:
         (("gpu=t4", "seq_len=x"), "seq_len"),
     ],
 )
-def test_a_wrong_word_ends_it_with_one_line(words: tuple[str, ...], said: str) -> None:
-    done = door(*words, script="plan.py")
+def test_a_wrong_word_ends_it_with_one_line(
+    words: tuple[str, ...], said: str, planned: Callable[..., Planned]
+) -> None:
+    done = planned(*words)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_word_ends_the_process_without_its_traceback() -> None:
+    done = door("gpu=t4", "modle=llama-7b", script="plan.py")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert (
+        done.stderr
+        == "bench/plan.py: modle: no such axis or key (did you mean model?); see --help for all of them\n"
+    )
 
 
 def test_a_card_without_bfloat16_is_offered_float16() -> None:
@@ -91,16 +138,16 @@ def test_a_card_without_bfloat16_is_offered_float16() -> None:
     assert "precision=bf16_pure" not in words
 
 
-def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    done = door("gpu=t4", f"model={tmp_path}/none", "precision=fp32", "lora=off", script="plan.py")
+def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path, planned: Callable[..., Planned]) -> None:
+    done = planned("gpu=t4", f"model={tmp_path}/none", "precision=fp32", "lora=off")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("bench/plan.py: ")
     assert "Traceback" not in done.stderr
 
 
-def test_what_cannot_exist_says_why() -> None:
+def test_what_cannot_exist_says_why(planned: Callable[..., Planned]) -> None:
     words = ("gpu=t4", "model=gpt2", "seq_len=4096", "precision=fp32", "lora=off", "checkpointing=off")
-    done = door(*words, script="plan.py")
+    done = planned(*words)
     assert done.returncode == 1
     assert "gpt2 has 1024 learned positions" in done.stdout
 
@@ -130,9 +177,9 @@ def test_the_seed_s_first_claim_float32_training_does_not_fit_24_gb() -> None:
     assert simulation.peak_bytes > 4 * gpu_catalogue.catalogue()["rtx-3090"].memory_bytes
 
 
-def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:
+def test_the_door_says_how_many_sequences_a_card_infers_at_once(planned: Callable[..., Planned]) -> None:
     words = ("workload=decode", "workload.decode_tokens=8", "model=llama-160m", "gpu=t4", "seq_len=512")
-    done = door(*words, "precision=fp16_pure,int8", "kv_cache=static", script="plan.py")
+    done = planned(*words, "precision=fp16_pure,int8", "kv_cache=static")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "at 519 tokens" in done.stdout
     assert "precision=int8" in done.stdout and "precision=fp16_pure" in done.stdout
@@ -140,9 +187,9 @@ def test_the_door_says_how_many_sequences_a_card_infers_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_where_no_precision_fits_a_card_that_would_is_named() -> None:
+def test_where_no_precision_fits_a_card_that_would_is_named(planned: Callable[..., Planned]) -> None:
     words = ("workload=prefill", "model=llama-7b", "gpu=t4", "precision=fp32", "kv_cache=dynamic")
-    done = door(*words, script="plan.py")
+    done = planned(*words)
     assert done.returncode == 1, done.stdout + done.stderr
     # 4 bytes of 6.7 billion weights are 25.1 GiB: more than a 24 GB card, less than one of 32
     assert "With gpu=rtx-5090 it fits." in done.stdout or "With gpu=v100-32gb it fits." in done.stdout

@@ -1,6 +1,6 @@
 """What costs no device: pure functions that tables and plans call thousands of times.
 
-pytest tests/benchmarks --benchmark-enable --benchmark-only -k arithmetic
+pytest -m '' tests/benchmarks --benchmark-enable --benchmark-only -k arithmetic
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
 from bench.analysis.comparison import Thresholds, compare
 from bench.memory.cuda_allocator import CachingAllocator
 from bench.methods.estimate.closed_form import closed_form
 from bench.trial.platform import CUDA
 from tests.conftest import make_trial
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_closed_form(benchmark: Any) -> None:

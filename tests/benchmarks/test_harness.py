@@ -1,6 +1,6 @@
 """What the harness itself costs. Ratios of things measured side by side, interleaved, in one process.
 
-    pytest tests/benchmarks --benchmark-enable --benchmark-only
+    pytest -m '' tests/benchmarks --benchmark-enable --benchmark-only
 
 The ratios are in the results' `extra_info`.
 """
@@ -22,6 +22,8 @@ from bench.processes import isolate
 from bench.workload.build import build
 from bench.workload.state import Run
 from tests.conftest import make_trial
+
+pytestmark = pytest.mark.slow
 
 STEPS, ROUNDS = 25, 15
 GLIMPSE = 2  # steps where benchmarks are disabled: that the code runs is all that can be seen

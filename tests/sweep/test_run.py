@@ -85,10 +85,9 @@ def test_the_readmes_sweep(readmes_sweep: Command) -> None:
     assert sweep.err == ""
 
 
-def test_two_ranks_hold_half_each_and_learn_the_same(bench_run: Run) -> None:
-    sweep = bench_run("-m", "fsdp=full_shard,shard_grad_op,no_shard", "offload=off,params")
-    assert sweep.code == 0
-    rows = sweep.rows.set_index(["fsdp", "offload"])
+def test_two_ranks_hold_half_each_and_learn_the_same(here: Here) -> None:
+    assert here.run("fsdp=full_shard,shard_grad_op,no_shard", "offload=off,params", SHORT) == 0
+    rows = here.frame().set_index(["fsdp", "offload"])
     assert rows.loc[("no_shard", "params"), "status"] == "skipped"
     assert "FSDP's CPU offload" in rows.loc[("no_shard", "params"), "reason"]
     replicated = rows.loc[("no_shard", "off")]
@@ -109,11 +108,10 @@ def test_two_ranks_hold_half_each_and_learn_the_same(bench_run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_fine_tuning(bench_run: Run) -> None:
+def test_sharded_fine_tuning(here: Here) -> None:
     levels = "precision=bf16,bf16_pure,nf4,int8"
-    sweep = bench_run("-m", "fsdp=full_shard", "fsdp.world_size=2", "lora=on", levels)
-    assert sweep.code == 0
-    rows = sweep.rows
+    assert here.run("fsdp=full_shard", "fsdp.world_size=2", "lora=on", levels, SHORT) == 0
+    rows = here.frame()
     assert list(rows["status"]) == ["ok", "ok", "ok", "skipped"]
     assert "quantisation state" in rows["reason"][3]
     adapters = 2 * 16 * (4 * (128 + 128) + 3 * (128 + 352))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
@@ -12,7 +10,8 @@ from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
 from bench.workload.generate import generate
 from bench.workload.state import Run
-from tests.conftest import Command, make_trial
+from tests.conftest import SHORT, make_trial
+from tests.sweeps import Here
 
 SMALL = ("device=cpu", "threads=1", "seq_len=24", "micro_batch_size=2", "workload.decode_tokens=8")
 _NUMBERS = (
@@ -110,12 +109,10 @@ def test_what_does_not_matter_defines_no_trial() -> None:
     assert make_trial("workload=prefill", "workload.decode_tokens=9").trial_id == prefill.trial_id
 
 
-def test_rows_of_inference(bench_run: Callable[..., Command]) -> None:
-    sweep = bench_run(
-        "-m", "workload=prefill,decode", "precision=bf16_pure,nf4", "workload.decode_tokens=6", "threads=1"
-    )
-    assert sweep.code == 0, sweep.err
-    rows = sweep.rows.set_index(["workload", "precision"])
+def test_rows_of_inference(here: Here) -> None:
+    words = ("workload=prefill,decode", "precision=bf16_pure,nf4", "workload.decode_tokens=6", SHORT)
+    assert here.run(*words) == 0
+    rows = here.frame().set_index(["workload", "precision"])
     assert set(rows["status"]) == {"ok"}
     for (workload, _), row in rows.iterrows():  # type: ignore[misc]
         tokens = 4 * 32 if workload == "prefill" else 4
@@ -129,6 +126,7 @@ def test_rows_of_inference(bench_run: Callable[..., Command]) -> None:
         kept = 32 if workload == "prefill" else 32 + 5
         assert f'"cache_bytes": {2 * 2 * 4 * 32 * 2 * 4 * kept}' in row["evidence"]
     decoded = rows.loc[("decode", "bf16_pure")]
-    assert decoded["peak_allocated_bytes"] == decoded["tracked_peak_bytes"]
+    # Where the processor has avx512_bf16, oneDNN's 16-bit products take scratch memory that no tensor owns.
+    assert decoded["peak_allocated_bytes"] == pytest.approx(decoded["tracked_peak_bytes"], rel=0.01)
     assert decoded["kv_cache_bytes"] > 0
     assert rows.loc[("decode", "nf4"), "parameter_bytes"] < 0.6 * decoded["parameter_bytes"]

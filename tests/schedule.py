@@ -1,0 +1,29 @@
+"""Which tests stay together where they run side by side (xdist). Imports no torch: a plugin of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# Files whose tests share nothing that is dear to make; the tests of any other stay together.
+APART = (
+    "tests/analysis/test_accuracy.py",
+    "tests/analysis/test_planning.py",
+    "tests/methods/test_estimate.py",
+    "tests/methods/test_estimate_inference.py",
+    "tests/methods/test_simulate.py",
+)
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """xdist's own groups (--dist loadgroup) are not seen under pytest 9 (pytest-xdist issue 1386)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return nodeid if file in APART else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
