@@ -1,15 +1,44 @@
-"""Numbers as people read them: bytes in GiB or MiB, changes in percent."""
+"""Text that people read: bytes, changes, durations and counts in words, Markdown tables, the console.
+
+In: plain numbers and text. Out: text. This module imports nothing of the project, nor torch or pandas:
+every room may use it, and the commands start fast.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MIB, _GIB = 2**20, 2**30
 
 
-def format_bytes(of: float) -> str:
-    """Bytes in words: GiB from a tenth of one on, MiB below."""
-    gib = of / 2**30
-    return f"{gib:,.1f} GiB" if gib >= 10 else f"{gib:.2f} GiB" if gib >= 0.1 else f"{of / 2**20:.1f} MiB"
+def byte_unit(largest: float | None) -> tuple[str, int]:
+    """The unit for bytes up to `largest`, GiB from a tenth of one on or MiB, and the unit's size."""
+    return ("GiB", _GIB) if largest and largest >= 0.1 * _GIB else ("MiB", _MIB)
+
+
+def format_bytes(size: float) -> str:
+    """Bytes with their unit: `12.3 GiB`, `1.23 GiB`, `12.3 MiB`."""
+    unit, unit_size = byte_unit(size)
+    number = size / unit_size
+    if unit == "MiB":
+        return f"{number:.1f} MiB"
+    return f"{number:,.1f} GiB" if number >= 10 else f"{number:.2f} GiB"
+
+
+def format_gib(size: float) -> str:
+    """GiB, without the unit, to three significant digits or more."""
+    gib = size / _GIB
+    return f"{gib:.1f}" if gib >= 100 else f"{gib:.2f}" if gib >= 1 else f"{gib:.4f}"
+
+
+def format_gib_fixed(size: float) -> str:
+    """GiB, without the unit, to two decimals: for columns that are read downwards."""
+    return f"{size / _GIB:.2f}"
 
 
 def format_change(change: float, digits: int = 0) -> str:
@@ -18,32 +47,6 @@ def format_change(change: float, digits: int = 0) -> str:
         return ""
     rounded = round(change * 100, digits) + 0.0  # no negative zero
     return f"{rounded:+.{digits}f} %".replace("-", "−") if rounded else f"{rounded:.{digits}f} %"
-
-
-def count_of(number: int, thing: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
-
-
-def markdown_line(cells: Iterable[str]) -> str:
-    """One line of a table."""
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def markdown_table(header: list[str], rows: Iterable[Iterable[str]], numbers: Iterable[str] = ()) -> str:
-    """A whole table, with a line feed at its end.
-
-    Args:
-        header: the columns' names.
-        rows: cells, as many as there are names.
-        numbers: the names of columns that are set to the right.
-    """
-    right = set(numbers)
-    rule = ["---:" if name in right else "---" for name in header]
-    return "\n".join(markdown_line(cells) for cells in (header, rule, *rows)) + "\n"
-
-
-_GIB = 2**30
 
 
 def format_duration(seconds: float) -> str:
@@ -55,7 +58,32 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def format_gib(size: float) -> str:
-    """GiB to three significant digits or more."""
-    gib = size / _GIB
-    return f"{gib:.1f}" if gib >= 100 else f"{gib:.2f}" if gib >= 1 else f"{gib:.4f}"
+def count_of(number: int, thing: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def markdown_line(cells: Iterable[str]) -> str:
+    """One line of a Markdown table, without a line feed."""
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def markdown_table(header: list[str], rows: Iterable[Iterable[str]], numbers: Iterable[str] = ()) -> str:
+    """A Markdown table, with a line feed at its end.
+
+    Args:
+        header: the columns' names.
+        rows: lists of cells, as many as there are names.
+        numbers: the names of columns that are aligned to the right.
+    """
+    right = set(numbers)
+    rule = ["---:" if name in right else "---" for name in header]
+    return "\n".join(markdown_line(cells) for cells in (header, rule, *rows)) + "\n"
+
+
+def console(width: int) -> Console:
+    """A console on stdout: as wide as the terminal, or `width` columns where stdout is no terminal."""
+    from rich.console import Console  # not at the top: the commands must start fast
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=width)

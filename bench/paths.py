@@ -1,7 +1,7 @@
-"""Where things lie: this checkout, and results folders, on a disk or behind any URL that fsspec knows.
+"""Paths: this checkout, and results folders on a disk or behind a URL that fsspec knows.
 
 A folder behind a URL (s3://, gs://, memory://) is a `UPath` (universal-pathlib, the extra `remote`), which
-is used like a `Path`. Imports nothing of this project.
+is used like a `Path`. This module imports nothing of the project: every room may use it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def results_place(text: str) -> Path:
-    """The folder of these words, a path or a URL; URLs of files are paths.
+    """The folder that `text` names: a `Path` for a path or a file:// URL, a `UPath` for any other URL.
 
     Raises:
         ValueError: fsspec knows no such protocol.
-        ImportError: the extra `remote`, or what this protocol needs, is not installed.
+        ImportError: the extra `remote`, or the package that this protocol needs, is not installed.
     """
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
@@ -31,54 +31,57 @@ def results_place(text: str) -> Path:
     known = fsspec.available_protocols()
     if (protocol := text.partition("://")[0]) not in known:
         raise ValueError(f"fsspec knows no {protocol}://")
-    # others write there too: what a listing said before is not believed
+    # Other machines write there too, so a cached listing may be out of date.
     return cast(Path, UPath(text, use_listings_cache=False))
 
 
 def local_dir(folder: Path) -> Path:
-    """Where logs and reports of a results folder lie: in itself; of one behind a URL, in results/ here."""
+    """The folder on this disk for the logs and reports of a results folder.
+
+    It is the folder itself, or one below results/remote/ of this checkout if the folder is behind a URL.
+    """
     if not is_remote(folder):
         return folder
-    word = re.sub(r"[^A-Za-z0-9.-]+", "-", str(folder)).strip(".-")
-    return ROOT / "results" / "remote" / word
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", str(folder)).strip(".-")
+    return ROOT / "results" / "remote" / name
 
 
 def is_remote(path: Path) -> bool:
-    """Whether it is behind a URL."""
+    """Whether the path is behind a URL."""
     return not isinstance(path, Path)
 
 
 def parquet_source(path: Path) -> Any:
-    """What pyarrow reads the file from; behind a URL, its bytes at one request.
+    """What pyarrow reads the file from: its path, or, behind a URL, all its bytes in one request.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if not is_remote(path):
         return path
-    import pyarrow as pa  # doors start without it
+    import pyarrow as pa  # not at the top: the commands must start fast
 
     return pa.BufferReader(path.read_bytes())
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder, in no order; none if there is no such folder. Behind a URL, those of files."""
+    """The names in a folder, in no order; behind a URL, of files only. Empty if there is no such folder."""
     try:
         if is_remote(folder):
-            there: Any = folder
-            entries = there.fs.ls(there.path, detail=True)
-            return [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
-        with os.scandir(folder) as found:
-            return [entry.name for entry in found]
+            remote: Any = folder
+            entries = remote.fs.ls(remote.path, detail=True)
+            return [entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file"]
+        with os.scandir(folder) as scan:
+            return [entry.name for entry in scan]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def flush_dir(folder: Path) -> None:
-    """Names survive a loss of power only once their folder is on the disk.
+    """Writes the folder to the disk: only then do the names in it survive a loss of power.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: the folder cannot be opened or written to the disk.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:

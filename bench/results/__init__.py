@@ -1,1 +1,1 @@
-"""Rows: their schema, files, folders and buckets; written atomically, readable for years."""
+"""The results store: the rows' schema, their files, and folders on disks and in buckets."""

@@ -1,8 +1,8 @@
-"""Parquet files of anybody's to tables of ours: what cannot be read as rows is named, never fatal.
+"""Reads parquet files as rows of this project; a file that cannot be read so is named, never fatal.
 
-A results folder may hold torn, foreign or hostile files. Whatever is wrong with one of them, its name and a
-reason come back in place of its rows; nothing is deleted, and nothing in a file is executed. Knows files,
-and neither folders nor what is done with rows.
+In: paths of files, and a `Query`. Out: tables, and for each unreadable file its path and the reason. A
+results folder may hold torn, foreign or hostile files: nothing is deleted, and nothing in a file is
+executed. This module knows files, not folders (layout.py lists those).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,15 +28,15 @@ from bench.trial.outcome import STATUSES
 from bench.results.query import Query
 from bench.results.schema import SCHEMA, cast_to_schema
 
-_TOGETHER = 200  # files read by one thread at a time
-_TOGETHER_REMOTE = 8  # the same of files behind a URL
-_REQUESTS = 16  # at one time
-_MOST_ROWS = 10_000_000  # of one file, as its footer has it
-_MOST_BYTES = 2**32  # of one file, uncompressed, as its footer has it
-_KEYS = ("trial_id", "started_at")  # no row is without them
+_BATCH_FILES = 200  # files that a thread reads before it takes the next batch
+_REMOTE_BATCH_FILES = 8  # files behind a URL in a batch
+_REQUESTS = 16  # concurrent requests
+_MOST_ROWS = 10_000_000  # in one file, by its footer
+_MOST_BYTES = 2**32  # in one file, uncompressed, by its footer
+_KEYS = ("trial_id", "started_at")  # every row has them
 _EPOCH_SECONDS = (-62_135_596_800, 253_402_300_799)  # the years 1 to 9999, which a datetime can hold
 
-# What a file can do to whoever reads it; the last of them come from values that Python cannot hold.
+# What reading a file can raise; the last ones come from values that Python cannot hold.
 _FAILURES = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
 
@@ -44,68 +45,68 @@ class NotRowsError(ValueError):
 
 
 class VanishedError(OSError):
-    """The file is no longer where it was listed: its folder has to be looked at again."""
+    """The file was listed and is gone: its folder must be listed again."""
 
 
 @dataclass
 class ReadResult:
-    """Tables as they were read, and the files that could not be, with the reason of each."""
+    """The tables that were read, and the files that could not be read, each with the reason."""
 
     tables: list[pa.Table] = field(default_factory=list)
-    strange: dict[Path, str] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
 
 
-def read_small(files: list[Path], asked: Query) -> ReadResult:
-    """The rows of these files, in no order; tables have the wanted columns alone.
+def read_small(files: list[Path], query: Query) -> ReadResult:
+    """Reads files of few rows each, whole: the wanted columns of the wanted rows, in no order.
 
     Raises:
-        VanishedError: one of them is gone.
+        VanishedError: one of the files is gone.
     """
-    far = any(map(paths.is_remote, files[:1]))
-    together = _TOGETHER_REMOTE if far else _TOGETHER
-    parts = [files[start : start + together] for start in range(0, len(files), together)]
-    found = ReadResult()
-    # decoding footers takes a millisecond each; a request is waited for
-    with ThreadPoolExecutor(_REQUESTS if far else os.cpu_count()) as pool:
-        for part in pool.map(partial(_together, asked=asked), parts):
-            found.tables += part.tables
-            found.strange |= part.strange
-    return found
+    remote = any(map(paths.is_remote, files[:1]))
+    size = _REMOTE_BATCH_FILES if remote else _BATCH_FILES
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    result = ReadResult()
+    # On a disk decoding is the cost, a millisecond a footer; behind a URL it is waiting for requests.
+    with ThreadPoolExecutor(_REQUESTS if remote else os.cpu_count()) as pool:
+        for batch_result in pool.map(partial(_read_batch, query=query), batches):
+            result.tables += batch_result.tables
+            result.unreadable |= batch_result.unreadable
+    return result
 
 
-def _together(files: list[Path], asked: Query) -> ReadResult:
-    found = ReadResult()
-    groups: list[list[pa.Table]] = []  # neighbours of one schema version, conformed at one go
+def _read_batch(files: list[Path], query: Query) -> ReadResult:
+    result = ReadResult()
+    groups: list[list[pa.Table]] = []  # successive tables of one schema version, cast together
     for path in files:
         try:
-            table = rows_of(path, asked.read)
+            table = rows_of(path, query.read)
         except NotRowsError as error:
-            found.strange[path] = str(error)
+            result.unreadable[path] = str(error)
             continue
         if groups and table.schema.equals(groups[-1][0].schema):
             groups[-1].append(table)
         else:
             groups.append([table])
     for group in groups:
-        table = cast_to_schema(pa.concat_tables(group), asked.read)
-        if asked.where is not None:
-            table = table.filter(asked.where)
-        # thousands of chunks are slow to work with
-        found.tables.append(cast_to_schema(table, asked.wanted).combine_chunks())
-    return found
+        table = cast_to_schema(pa.concat_tables(group), query.read)
+        if query.where is not None:
+            table = table.filter(query.where)
+        # combined, because a table of thousands of chunks is slow
+        result.tables.append(cast_to_schema(table, query.wanted).combine_chunks())
+    return result
 
 
 def rows_of(path: Path, wanted: pa.Schema, source: Any = None) -> pa.Table:
-    """A file's rows with those of the wanted columns that it has, in their types; all read at once.
+    """All rows of a file, with the wanted columns that it has, in the wanted types.
 
     Args:
         path: the file.
-        wanted: columns.
-        source: what to read it from, if not from the disk.
+        wanted: the columns and their types.
+        source: what to read the file from, if not from `path`.
 
     Raises:
-        NotRowsError: it is torn, or not ours.
-        VanishedError: it is gone.
+        NotRowsError: the file is torn, or does not hold rows of this project.
+        VanishedError: the file is gone.
     """
     with unreadable_as_error(path):
         table = open_checked(path, source).read(columns=wanted.names, use_threads=False)
@@ -116,97 +117,97 @@ def rows_of(path: Path, wanted: pa.Schema, source: Any = None) -> pa.Table:
 
 
 def open_checked(path: Path, source: Any = None) -> pq.ParquetFile:
-    """A parquet file whose footer is ours, and plausible; to be used within `judged`.
+    """Opens a parquet file and checks its footer; call it within `unreadable_as_error`.
+
+    Args:
+        path: the file.
+        source: what to read the file from, if not from `path`.
 
     Raises:
-        NotRowsError: it is not.
+        NotRowsError: the footer is not that of rows of this project, or not plausible.
     """
     if source is None:
         if not paths.is_remote(path):
             require_regular_file(path)
         source = paths.parquet_source(path)
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    _plausible(file)
+    _require_plausible_footer(file)
     return file
 
 
-def read_large(files: list[Path], asked: Query) -> ReadResult:
-    """The same of files of many rows: row groups that hold nothing that is asked for stay unread.
+def read_large(files: list[Path], query: Query) -> ReadResult:
+    """Reads files of many rows each: row groups without a wanted row are not decoded.
 
     Raises:
-        VanishedError: one of them is gone.
+        VanishedError: one of the files is gone.
     """
-    found = ReadResult()
+    result = ReadResult()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, table in zip(files, pool.map(partial(_filtered, asked=asked), files), strict=True):
+        tables = pool.map(partial(_table_or_reason, query=query), files)
+        for path, table in zip(files, tables, strict=True):
             if isinstance(table, str):
-                found.strange[path] = table
+                result.unreadable[path] = table
             else:
-                found.tables.append(table)
-    return found
+                result.tables.append(table)
+    return result
 
 
-def _filtered(path: Path, asked: Query) -> pa.Table | str:
+def _table_or_reason(path: Path, query: Query) -> pa.Table | str:
     try:
-        return read_filtered(path, asked)
+        return read_filtered(path, query)
     except NotRowsError as error:
         return str(error)
 
 
-def read_filtered(path: Path, asked: Query) -> pa.Table:
-    """The wanted columns of those rows of a file that are asked for.
+def read_filtered(path: Path, query: Query) -> pa.Table:
+    """The wanted columns of the wanted rows of a file.
 
     Raises:
-        NotRowsError: it is torn, or not ours.
-        VanishedError: it is gone.
+        NotRowsError: the file is torn, or does not hold rows of this project.
+        VanishedError: the file is gone.
     """
     if paths.is_remote(path):
-        table = cast_to_schema(rows_of(path, asked.read), asked.read)
-        return cast_to_schema(table if asked.where is None else table.filter(asked.where), asked.wanted)
+        table = cast_to_schema(rows_of(path, query.read), query.read)
+        return cast_to_schema(table if query.where is None else table.filter(query.where), query.wanted)
     with unreadable_as_error(path):
         held = open_checked(path).schema_arrow
-        absent = [f for f in SCHEMA if f.name not in held.names]
+        absent = [field for field in SCHEMA if field.name not in held.names]
         options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        form = ds.ParquetFileFormat(default_fragment_scan_options=options)
-        data = ds.dataset(str(path), schema=pa.schema([*held, *absent]), format=form)
-        names = [name for name in asked.wanted.names if name in held.names]
-        table = data.to_table(columns=names, filter=asked.where)
-        return cast_to_schema(require_valid_values(table), asked.wanted)
+        file_format = ds.ParquetFileFormat(default_fragment_scan_options=options)
+        data = ds.dataset(str(path), schema=pa.schema([*held, *absent]), format=file_format)
+        names = [name for name in query.wanted.names if name in held.names]
+        table = data.to_table(columns=names, filter=query.where)
+        return cast_to_schema(require_valid_values(table), query.wanted)
 
 
-class unreadable_as_error:  # noqa: N801  # reads as a word
-    """Whatever fails inside becomes a `NotRowsError` about this file, or a `VanishedError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        if error is None or isinstance(error, NotRowsError | VanishedError):
-            return
-        if isinstance(error, FileNotFoundError) and (
-            paths.is_remote(self.path) or not self.path.is_symlink()
-        ):
-            raise VanishedError(f"{self.path} is gone") from error
-        if isinstance(error, _FAILURES):
-            said = str(error).strip() or type(error).__name__
-            raise NotRowsError(said.splitlines()[0]) from error
+@contextmanager
+def unreadable_as_error(path: Path) -> Iterator[None]:
+    """Turns every failure inside into a `NotRowsError` with its reason, or a `VanishedError`."""
+    try:
+        yield
+    except (NotRowsError, VanishedError):
+        raise
+    except _FAILURES as error:
+        # A symbolic link whose target is missing would be listed again and again: it is unreadable.
+        if isinstance(error, FileNotFoundError) and (paths.is_remote(path) or not path.is_symlink()):
+            raise VanishedError(f"{path} is gone") from error
+        reason = str(error).strip() or type(error).__name__
+        raise NotRowsError(reason.splitlines()[0]) from error
 
 
 def require_regular_file(path: Path) -> None:
-    """A pipe would be waited for without end, and a folder is no file.
+    """Checks that the path is a regular file: opening a pipe would wait for ever.
 
     Raises:
-        NotRowsError: it is no regular file.
+        NotRowsError: it is a folder, a pipe or a device.
     """
     kind = path.stat().st_mode
     if not stat.S_ISREG(kind):
         raise NotRowsError("a folder" if stat.S_ISDIR(kind) else "not a regular file")
 
 
-def _plausible(file: pq.ParquetFile) -> None:
+def _require_plausible_footer(file: pq.ParquetFile) -> None:
+    """Raises NotRowsError unless the footer has a row's keys and believable numbers of rows and bytes."""
     names = file.schema_arrow.names
     if not set(_KEYS) <= set(names):
         raise NotRowsError("no trial_id and started_at")
@@ -214,43 +215,43 @@ def _plausible(file: pq.ParquetFile) -> None:
         raise NotRowsError("several columns of one name")
     footer = file.metadata
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    if not 0 <= footer.num_rows <= _MOST_ROWS or footer.num_rows != sum(g.num_rows for g in groups):
+    if not 0 <= footer.num_rows <= _MOST_ROWS or footer.num_rows != sum(group.num_rows for group in groups):
         raise NotRowsError(f"claims {footer.num_rows} rows")
     if not 0 <= sum(group.total_byte_size for group in groups) <= _MOST_BYTES:
         raise NotRowsError("claims more bytes than rows have")
 
 
 def require_known_columns(held: pa.Schema, ours: pa.Schema) -> None:
-    """Whether rows with these columns can be kept among ours without losing anything.
+    """Checks that rows with the columns `held` fit the schema `ours` without losing anything.
 
     Raises:
-        NotRowsError: there is a column or a type that `ours` does not know, as a newer version writes.
+        NotRowsError: `ours` does not know a column or a type, because a newer version wrote it.
     """
     if held.equals(ours):
         return
     for column in held:
         if column.name not in ours.names:
             raise NotRowsError(f"this version does not know its column {column.name}")
-        if not _grew(column.type, ours.field(column.name).type):
+        if not _is_extended_by(column.type, ours.field(column.name).type):
             raise NotRowsError(f"its {column.name} is {column.type}, not {ours.field(column.name).type}")
 
 
-def _grew(old: pa.DataType, new: pa.DataType) -> bool:
-    """Whether a type is the other one, or had fewer fields then."""
+def _is_extended_by(old: pa.DataType, new: pa.DataType) -> bool:
+    """Whether the types are equal, or `new` only adds fields to a struct of `old`."""
     if pa.types.is_list(old) and pa.types.is_list(new):
-        return _grew(old.value_type, new.value_type)
+        return _is_extended_by(old.value_type, new.value_type)
     if pa.types.is_struct(old) and pa.types.is_struct(new):
-        later = {part.name: part.type for part in new}
-        return all(part.name in later and _grew(part.type, later[part.name]) for part in old)
+        types = {part.name: part.type for part in new}
+        return all(part.name in types and _is_extended_by(part.type, types[part.name]) for part in old)
     return bool(old == new)
 
 
 def require_valid_values(table: pa.Table) -> pa.Table:
-    """The table, if it is what it claims to be, and Python can hold each of its values.
+    """Returns the table if it is valid, has its keys, and Python can hold each of its values.
 
     Raises:
-        NotRowsError: a row lacks what every row has.
-        pa.ArrowException: lengths, offsets or texts are not what they claim to be.
+        NotRowsError: a key is null, a time is out of range, or a status is unknown.
+        pa.ArrowException: lengths, offsets or texts are invalid.
     """
     table.validate(full=True)  # offsets, lengths, UTF-8
     held = set(table.column_names)
@@ -258,22 +259,24 @@ def require_valid_values(table: pa.Table) -> pa.Table:
         if table[name].null_count:
             raise NotRowsError(f"{name} is null")
     if "started_at" in held and len(table):
-        ends = pc.min_max(table["started_at"].cast(pa.int64()))
+        extremes = pc.min_max(table["started_at"].cast(pa.int64()))
         low, high = (second * 1_000_000 for second in _EPOCH_SECONDS)
-        if ends["min"].as_py() < low or ends["max"].as_py() > high:
+        if extremes["min"].as_py() < low or extremes["max"].as_py() > high:
             raise NotRowsError("started_at is beyond the calendar")
     if "status" in held:
-        strange = set(pc.unique(table["status"]).to_pylist()) - {*STATUSES}
-        if strange:
-            raise NotRowsError(f"status={min(map(str, strange))}: no such status")
+        unknown = set(pc.unique(table["status"]).to_pylist()) - {*STATUSES}
+        if unknown:
+            raise NotRowsError(f"status={min(map(str, unknown))}: no such status")
     return table
 
 
-def warn_unreadable(strange: dict[Path, str], what: str = "not a row of this project, passed over") -> None:
-    """Names these files on stderr, each once, in printable letters."""
-    for path, reason in strange.items():
-        text = f"{path}: {what} ({reason[:300]})"
-        print("".join(map(_printable, text)), file=sys.stderr)
+def warn_unreadable(
+    unreadable: dict[Path, str], what: str = "not a row of this project, passed over"
+) -> None:
+    """Prints one line for each file on stderr: its path, `what`, and the reason, in printable letters."""
+    for path, reason in unreadable.items():
+        line = f"{path}: {what} ({reason[:300]})"
+        print("".join(map(_printable, line)), file=sys.stderr)
 
 
 def _printable(letter: str) -> str:
@@ -281,6 +284,5 @@ def _printable(letter: str) -> str:
 
 
 def concatenated(tables: Iterable[pa.Table], wanted: pa.Schema) -> pa.Table:
-    """All of them as one table, oldest first."""
-    whole: Iterator[pa.Table] = iter((wanted.empty_table(), *tables))
-    return pa.concat_tables(whole).sort_by("started_at")
+    """All tables as one, oldest row first; empty, with the wanted columns, if there is no table."""
+    return pa.concat_tables([wanted.empty_table(), *tables]).sort_by("started_at")

@@ -1,7 +1,12 @@
-"""What is wanted of a results folder: which columns, of which rows."""
+"""A query of the results store: which columns, of which rows.
+
+In: names of columns, and values or a pyarrow expression. Out: a `Query`, checked against the schema.
+"""
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,12 +21,12 @@ Where: TypeAlias = dict[str, Any] | pc.Expression | None
 
 @dataclass(frozen=True)
 class Query:
-    """What is wanted of each file.
+    """What to read from each file.
 
     Attributes:
-        wanted: the columns, in the order and with the types of `SCHEMA`.
-        where: which rows; None is all of them.
-        needed: the columns that `where` looks at.
+        wanted: the columns to return, in the order and with the types of `SCHEMA`.
+        where: the condition that a row must meet; None takes every row.
+        needed: the names of the columns that `where` looks at.
     """
 
     wanted: pa.Schema
@@ -30,20 +35,21 @@ class Query:
 
     @property
     def read(self) -> pa.Schema:
-        """The columns that have to be read: the wanted ones, and those that `where` looks at."""
+        """The columns to read from a file: the wanted ones and those that `where` looks at."""
         names = {*self.wanted.names, *self.needed}
-        return pa.schema([f for f in SCHEMA if f.name in names])  # in the order that files have
+        return pa.schema([f for f in SCHEMA if f.name in names])  # in the order of the files' columns
 
 
 def build_query(columns: Iterable[str] | None, where: Where) -> Query:
-    """A query in terms of columns' names.
+    """The query for these columns and this condition.
 
     Args:
-        columns: the wanted ones; None is all.
-        where: a value for each column, or a list of values (any of them), None for null; or an expression.
+        columns: the names of the wanted columns; None takes all.
+        where: by column, a value, a list of values (any of which will do), or None for null; or an
+            expression of pyarrow.
 
     Raises:
-        ValueError: there is no such column, or no such value in it.
+        ValueError: there is no such column, or a value does not have the column's type.
     """
     names = set(SCHEMA.names if columns is None else columns)
     filtered = set(where) if isinstance(where, dict) else set()
@@ -54,16 +60,14 @@ def build_query(columns: Iterable[str] | None, where: Where) -> Query:
     if where is None or (isinstance(where, dict) and not where):
         return Query(wanted)
     if isinstance(where, dict):
-        terms = [_term(name, value) for name, value in where.items()]
-        expression = terms[0]
-        for term in terms[1:]:
-            expression = expression & term
-        return Query(wanted, expression, frozenset(filtered))
-    SCHEMA.empty_table().filter(where)  # raises if it makes no sense
-    return Query(wanted, where, frozenset(SCHEMA.names))  # nothing tells what an expression looks at
+        terms = [_condition(name, value) for name, value in where.items()]
+        return Query(wanted, functools.reduce(operator.and_, terms), frozenset(filtered))
+    SCHEMA.empty_table().filter(where)  # raises ValueError if a column or a type is wrong
+    return Query(wanted, where, frozenset(SCHEMA.names))  # an expression does not list its columns
 
 
-def _term(name: str, value: Any) -> pc.Expression:
+def _condition(name: str, value: Any) -> pc.Expression:
+    """The expression for one column: equal to the value, one of the values, or null."""
     if value is None:
         return pc.field(name).is_null()
     kind = SCHEMA.field(name).type

@@ -1,8 +1,8 @@
-"""A row's file, whose place on disk is taken before its trial begins: a disk that fills up cannot lose it.
+"""A row's file, whose disk space is reserved before its trial begins: a disk that fills up cannot lose it.
 
-The place is a hidden file, as large as any row, locked while its process lives. The row is written into
-it, and it is renamed when whole: readers of the folder never meet half a file. Behind a URL there is
-nothing to take: an object store's PUT is whole or not at all by itself.
+The reservation is a hidden file, larger than any row, locked while its process lives. The row is written
+into it, and the file is renamed once it is complete: readers of the folder never see half a file. Behind a
+URL nothing is reserved: an object store writes the whole object or nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from types import TracebackType
 from bench import paths
 
 ROW_BYTES = 2**18  # ten times the largest row seen (200 steps, 64 ranks)
-_SETTLED_SECONDS = 60.0  # a place may have been made and not locked yet
+_SETTLED_SECONDS = 60.0  # a younger hidden file may exist and not be locked yet
 
 
 class RowFile:
-    """The file of the row `name` under `results_dir/trials`; to be entered, and given up on leaving.
+    """The file of the row `name` under `results_dir/trials`: a context manager that reserves its space.
 
     Raises:
-        OSError: there is no room for a row, or the folder cannot be written to.
+        OSError: the disk has no space for a row, or the folder cannot be written to.
     """
 
     def __init__(self, results_dir: Path, name: str) -> None:
@@ -34,10 +34,10 @@ class RowFile:
         if paths.is_remote(results_dir):
             return
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._hidden = self.target.with_name(f".{name}.{os.getpid()}.tmp")  # readers pass over these
+        self._hidden = self.target.with_name(f".{name}.{os.getpid()}.tmp")  # readers skip hidden files
         self._file = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            with contextlib.suppress(OSError):  # file systems without locks
+            with contextlib.suppress(OSError):  # some file systems have no locks
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._file, 0, ROW_BYTES)
         except OSError:
@@ -45,20 +45,20 @@ class RowFile:
             raise
 
     def keep(self, content: bytes) -> Path:
-        """Makes `content` the row's file, and says where it is.
+        """Writes `content` as the row's file and returns the file's path.
 
-        Where that fails, whatever the reason, the row is kept in the system's folder for temporary files.
+        If that fails, the row is written to a new folder among the system's temporary files instead.
 
         Raises:
-            OSError: the row could not be written to its place; the message says where it was kept instead.
+            OSError: the row could not be written to its file; the message says where it was kept instead.
         """
         try:
             self._write(content)
         except OSError as error:
             refuge = Path(tempfile.mkdtemp(prefix="bench-row-")) / self.target.name
             refuge.write_bytes(content)
-            text = f"{self.target}: {error.strerror}; the row was kept: move {refuge} there"
-            raise OSError(error.errno, text) from error
+            message = f"{self.target}: {error.strerror}; the row was kept: move {refuge} there"
+            raise OSError(error.errno, message) from error
         return self.target
 
     def _write(self, content: bytes) -> None:
@@ -72,7 +72,7 @@ class RowFile:
         paths.flush_dir(self.target.parent)
 
     def give_up(self) -> None:
-        """Leaves nothing behind but the row, if it was kept."""
+        """Removes the reservation; a row that was written stays."""
         if self._file is None:
             return
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ class RowFile:
 
 
 def abandoned_files(results_dir: Path) -> list[Path]:
-    """Places whose process is gone without having given them up: it was killed."""
+    """Hidden files under `results_dir/trials` whose process was killed before it removed them."""
     return [path for path in sorted((results_dir / "trials").glob(".*.tmp")) if _is_abandoned(path)]
 
 

@@ -1,7 +1,7 @@
-"""The row's columns and their types, and how a table of another version comes to have them.
+"""The row's columns and their types, and the conversion of tables that another version wrote.
 
-Columns may be added, and every change of `SCHEMA` raises `SCHEMA_VERSION`, which each file holds in its
-metadata (CONTRIBUTING.md says what else a change owes). Bytes and seconds are stored as such.
+Columns may be added. Every change of `SCHEMA` raises `SCHEMA_VERSION`, which each file holds in its
+metadata (CONTRIBUTING.md lists what else a change needs). Sizes are bytes, times are seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ SCHEMA_VERSION = 2
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
+# Columns that can differ between the ranks of one trial: the row holds the largest, `per_rank` holds all.
 RANK_BYTES = tuple(RankBytes.__annotations__)
 _PER_RANK = pa.list_(
     pa.struct([("rank", _INT), ("step_seconds_median", _REAL), *((n, _INT) for n in RANK_BYTES)])
@@ -58,7 +59,7 @@ SCHEMA = pa.schema(
         *((n, _REAL) for n in ("hardware_flops_per_step", "block_seconds", "cold_step_seconds")),
         *((n, _REAL) for n in ("build_seconds", "simulation_seconds", "wall_seconds", "overhead_seconds")),
         ("stop_reason", _TEXT),
-        # proof
+        # evidence and health
         ("evidence", _TEXT),
         ("losses", pa.list_(_REAL)),
         *((name, _BOOL) for name in ("device_throttled", "device_shared")),
@@ -78,12 +79,12 @@ SCHEMA = pa.schema(
 
 
 def cast_to_schema(table: pa.Table, wanted: pa.Schema) -> pa.Table:
-    """The table with the wanted columns alone, in their types and order, null where it has none.
+    """The table with only the wanted columns, in their types and order; null where the table lacks one.
 
     Raises:
-        pa.ArrowException: a value cannot be had in the wanted type without loss.
+        pa.ArrowException: a value cannot be converted to the wanted type without loss.
     """
-    if table.schema.equals(wanted):  # which says nothing about metadata, and a stranger's goes no further
+    if table.schema.equals(wanted):  # metadata is not compared, so a foreign file's is replaced
         return table.replace_schema_metadata(wanted.metadata)
     held = set(table.column_names)
     columns = [

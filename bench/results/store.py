@@ -1,9 +1,9 @@
-"""A results folder: a row is written whole or not at all, and rows are read back.
+"""A results folder: writes a row whole or not at all, and reads rows back.
 
 One parquet file holds one row, under `results_dir/trials/`. It is written under a hidden name and renamed,
-so that `pandas.read_parquet(results_dir + "/trials")` never meets half a file. The folder may be behind a
-URL (`places.place`). Old files may have been merged into larger files (`dataset.py`); readers see no
-difference, and fill what an older row lacks with null.
+so that `pandas.read_parquet(results_dir + "/trials")` never sees half a file. The folder may be behind a
+URL (`paths.results_place`). Old files may have been merged into larger ones (compaction.py): readers return
+the same rows. Columns that an older row lacks are null.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OnUnreadable = Callable[[dict[Path, str]], None]  # told files and why they cannot be read as rows
-_TRIES = 100  # at listing a folder that changes meanwhile
+_TRIES = 100  # attempts to read a folder whose files change meanwhile
 
 
 def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
@@ -40,7 +40,7 @@ def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
 
 
 def to_parquet(row: dict[str, Any]) -> bytes:
-    """The content of the file that holds this one row; its pages have checksums."""
+    """The bytes of a parquet file that holds this one row; its pages have checksums."""
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), buffer, write_page_checksum=True)
     return bytes(buffer.getvalue().to_pybytes())
@@ -52,15 +52,15 @@ def read(
     columns: Iterable[str] | None = None,
     where: Where = None,
 ) -> pd.DataFrame:
-    """The rows under `results_dir/trials`, oldest first; of one sweep only, if asked.
+    """The rows under `results_dir/trials` as a DataFrame, oldest first; there may be none.
 
-    Columns that a row's schema version did not have are null; there may be no rows at all. A file that
-    cannot be read as rows is named on stderr, once, and passed over.
+    Columns that a row's schema version did not have are null. A file that cannot be read as rows is
+    skipped, and named once on stderr.
 
     Args:
         results_dir: the folder that holds `trials`.
-        sweep_id: only this sweep's rows.
-        columns: only these columns, `started_at` among them; default all.
+        sweep_id: only this sweep's rows; None takes every sweep's.
+        columns: only these columns, which must include `started_at`; None takes all.
         where: only rows with these values ({"model": "llama-7b", "precision": ["int8", "nf4"]}; None is
             null), or for which this expression of pyarrow.compute holds.
 
@@ -99,17 +99,18 @@ def records_in(
 
 
 def records_of(files: list[Path]) -> list[dict[str, Any]]:
-    """The rows of these parquet files, oldest first, as plain dicts."""
-    found = parquet.read_small([f for f in files if f.name[0] not in "._"], build_query(None, None))
-    parquet.warn_unreadable(found.strange)
-    rows: list[dict[str, Any]] = parquet.concatenated(found.tables, SCHEMA).to_pylist()
+    """The rows of these parquet files, oldest first, as dicts; hidden files are skipped."""
+    visible = [file for file in files if file.name[0] not in "._"]
+    result = parquet.read_small(visible, build_query(None, None))
+    parquet.warn_unreadable(result.unreadable)
+    rows: list[dict[str, Any]] = parquet.concatenated(result.tables, SCHEMA).to_pylist()
     return rows
 
 
 def of_trial(
     results_dir: Path, trial_id: str, columns: Iterable[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one trial, oldest first, whichever sweep they are of, by the names of their files."""
+    """The rows of one trial in every sweep, oldest first, as dicts. Found fast: by the files' names."""
     where = {"trial_id": trial_id}
     table = _table(results_dir / "trials", None, columns, where, end=f"-{trial_id}")
     rows: list[dict[str, Any]] = table.to_pylist()
@@ -124,34 +125,38 @@ def _table(
     end: str = "",
     on_unreadable: OnUnreadable = parquet.warn_unreadable,
 ) -> pa.Table:
-    asked = build_query(columns, where)
+    query = build_query(columns, where)
     for _ in range(_TRIES):
         try:
-            found = _once(folder, sweep_id, asked, end)
+            result = _read_folder(folder, sweep_id, query, end)
         except parquet.VanishedError:
             continue  # merged meanwhile: its rows are in another file now
-        on_unreadable(found.strange)
-        return parquet.concatenated(found.tables, asked.wanted)
+        on_unreadable(result.unreadable)
+        return parquet.concatenated(result.tables, query.wanted)
     raise OSError(f"{folder}: files come and go faster than they can be read")
 
 
-def _once(folder: Path, sweep_id: str | None, asked: Query, end: str) -> parquet.ReadResult:
-    strange: dict[Path, str] = {}
+def _read_folder(folder: Path, sweep_id: str | None, query: Query, end: str) -> parquet.ReadResult:
+    """Lists and reads the folder once; raises VanishedError if a listed file is gone when it is read."""
+    unreadable: dict[Path, str] = {}
     start = "" if sweep_id is None else f"{sweep_id}-"
     while True:
-        listing = layout.listing(folder, start, end, without=strange)
-        merged = parquet.read_large(listing.merged, _of_sweep(asked, sweep_id))
-        more = listing.strange | merged.strange
-        strange |= more
-        if not more:
-            break  # else what a torn file stands for may still be there
-    single = parquet.read_small(listing.single, asked)
-    return parquet.ReadResult([*merged.tables, *single.tables], strange | single.strange)
+        listing = layout.listing(folder, start, end, without=unreadable)
+        merged = parquet.read_large(listing.merged, _only_sweep(query, sweep_id))
+        newly_unreadable = listing.unreadable | merged.unreadable
+        unreadable |= newly_unreadable
+        if not newly_unreadable:
+            break
+        # A merged file that cannot be read no longer hides its sources: the folder is listed again
+        # without it, so that those sources that were not deleted yet are read.
+    single = parquet.read_small(listing.single, query)
+    return parquet.ReadResult([*merged.tables, *single.tables], unreadable | single.unreadable)
 
 
-def _of_sweep(asked: Query, sweep_id: str | None) -> Query:
+def _only_sweep(query: Query, sweep_id: str | None) -> Query:
+    """The query, restricted to one sweep's rows: merged files hold those of many."""
     if sweep_id is None:
-        return asked
+        return query
     of_sweep = pc.field("sweep_id") == sweep_id
-    where = of_sweep if asked.where is None else asked.where & of_sweep
-    return Query(asked.wanted, where, asked.needed | {"sweep_id"})
+    where = of_sweep if query.where is None else query.where & of_sweep
+    return Query(query.wanted, where, query.needed | {"sweep_id"})

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from bench import formatting
 from bench.formatting import format_duration, format_gib
 
 COLOURS = {"ok": "green", "oom": "yellow", "skipped": "cyan", "timeout": "red", "error": "red"}
@@ -23,9 +24,8 @@ _PLAIN_WIDTH = 160
 
 
 def console() -> Console:
-    """The screen; a wide one where there is no terminal."""
-    found = Console()
-    return found if found.is_terminal else Console(width=_PLAIN_WIDTH)
+    """The console on stdout; wide where it is no terminal, so that lines do not break in a log."""
+    return formatting.console(_PLAIN_WIDTH)
 
 
 @dataclass

@@ -110,9 +110,9 @@ def test_what_comes_later_is_merged_into_what_is_small(tmp_path: Path) -> None:
 def test_large_parts_are_left_and_memory_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "_PART", 4)
-    monkeypatch.setattr(compaction, "_HELD", 6)
-    monkeypatch.setattr(compaction, "_TOGETHER", 2)
+    monkeypatch.setattr(compaction, "_PART_ROWS", 4)
+    monkeypatch.setattr(compaction, "_ROWS_IN_MEMORY", 6)
+    monkeypatch.setattr(compaction, "_BATCH_FILES", 2)
     write(tmp_path, *(rows.measured("lora=on", number=n) for n in range(9)))
     write(tmp_path, *(rows.measured("model=gpt2", number=n) for n in range(3)))
     done = compaction.compact(tmp_path)
@@ -256,7 +256,8 @@ import os, sys, time
 from pathlib import Path
 from bench.results import compaction
 
-compaction._PART, compaction._HELD, compaction._TOGETHER = 6, 9, 4  # many files, so many moments between them
+# many files, so many moments between them
+compaction._PART_ROWS, compaction._ROWS_IN_MEMORY, compaction._BATCH_FILES = 6, 9, 4
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
