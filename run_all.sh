@@ -111,6 +111,7 @@ case "${1:-all}" in
         "$venv/bin/python" -m ruff check .
         "$venv/bin/python" -m ruff format --check .
         "$venv/bin/python" -m mypy
+        "$venv/bin/lint-imports" --no-cache --no-logo
         say "Tests"
         # Side by side, a core each; tests/conftest.py says which stay together. `-n 0`: one after the other.
         "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadscope --durations=10 "${@:2}"
