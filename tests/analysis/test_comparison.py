@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from bench.analysis.comparison import (
 from bench.results import baselines, store
 from bench.results.schema import SCHEMA
 from tests import rows as made
-from tests.conftest import ROOT, Command, door
+from tests.conftest import ROOT, SHORT, door
+from tests.sweeps import Here
 
 ROW = dict.fromkeys(SCHEMA.names) | {
     "method": "measure",
@@ -129,27 +130,25 @@ def test_the_rank_sum_test_by_hand() -> None:
     assert chance_of_loss([1.0, 2.0], [1.5]) is None
 
 
-def test_the_door_on_real_rows(bench_run: Callable[..., Command], tmp_path: Path) -> None:
-    sweep = bench_run("-m", "precision=fp32,bf16", "threads=1")
-    same = f"candidate={sweep.results_dir}"
-    done = door(
-        f"baseline={sweep.results_dir}", same, f"markdown={tmp_path / 'table.md'}", script="compare.py"
-    )
+def test_the_door_on_real_rows(here: Here, tmp_path: Path) -> None:
+    assert here.run("precision=fp32,bf16", SHORT) == 0
+    same = f"candidate={here.folder}"
+    done = door(f"baseline={here.folder}", same, f"markdown={tmp_path / 'table.md'}", script="compare.py")
     assert done.returncode == 0, done.stderr
     assert "None of 2 trials got worse." in done.stdout
     assert (tmp_path / "table.md").read_text().count("no worse") == 2
-    heavier = store.records(sweep.results_dir)[1]
+    heavier = store.records(here.folder)[1]
     heavier["peak_allocated_bytes"] += 2**20
     store.write(heavier, tmp_path / "heavier", "row")
-    done = door(f"baseline={sweep.results_dir}", f"candidate={tmp_path / 'heavier'}", script="compare.py")
+    done = door(f"baseline={here.folder}", f"candidate={tmp_path / 'heavier'}", script="compare.py")
     assert done.returncode == 1
-    assert "1 of 1 trials got worse; the worst: precision=bf16" in done.stdout
+    assert re.search("1 of 1 trials got worse; the worst: .*precision=bf16", done.stdout)
     store.write(heavier | {"device_name": "another"}, tmp_path / "other", "row")
-    done = door(f"baseline={sweep.results_dir}", f"candidate={tmp_path / 'other'}", script="compare.py")
+    done = door(f"baseline={here.folder}", f"candidate={tmp_path / 'other'}", script="compare.py")
     assert done.returncode == 2
     assert "any_device=true" in done.stderr
     store.write(heavier | {"trial_id": "unknown"}, tmp_path / "unknown", "row")
-    done = door(f"baseline={sweep.results_dir}", f"candidate={tmp_path / 'unknown'}", script="compare.py")
+    done = door(f"baseline={here.folder}", f"candidate={tmp_path / 'unknown'}", script="compare.py")
     assert done.returncode == 0
     assert "Nothing to compare" in done.stdout
 
