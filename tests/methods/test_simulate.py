@@ -141,7 +141,7 @@ def test_other_devices_are_skipped_with_the_reason() -> None:
     assert reason == "method=simulate knows what a step does on cpu and cuda, not on mps"
 
 
-def test_a_simulation_leaves_nothing_imagined_behind() -> None:
+def test_a_simulation_leaves_no_fake_tensors_behind() -> None:
     """bitsandbytes caches its code books: a fake one would crash the next real kernel of this process."""
     simulated("precision=nf4", "lora=on", "optimizer=adamw_8bit")
     kept = [*bnb.functional.name2qmap.values(), *bnb_utils._code_4bit_cache.values()]
