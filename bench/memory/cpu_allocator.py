@@ -1,9 +1,9 @@
-"""What torch's CPU allocator itself counts: the judge of a measured peak where no device counts for free.
+"""What torch's CPU allocator counts: it decides the measured peak on a CPU, where no device keeps counters.
 
-torch.profiler tells of every allocation and release; recording them costs time, so it is done in a pass of
-its own (see `measure.py`), never while steps are timed. With every event comes the allocator's running
-total. Left to itself that total misses what threads release that the profiler does not follow, gloo's above
-all; the flag FLAGS_caffe2_report_cpu_memory_usage makes the allocator count every thread.
+torch.profiler reports every allocation and release, each with the allocator's running total. Recording
+takes time, so it is done in a pass of its own (`methods/measure.py`), never while steps are timed. By
+default the total misses what threads release that the profiler does not follow, above all gloo's; the flag
+FLAGS_caffe2_report_cpu_memory_usage makes the allocator count every thread.
 
 Source: ProfiledCPUMemoryReporter in c10/core/CPUAllocator.cpp.
 """
@@ -28,12 +28,12 @@ _COUNT_EVERY_THREAD = "FLAGS_caffe2_report_cpu_memory_usage"
 
 @dataclass(frozen=True)
 class CpuAllocations:
-    """The CPU allocator's own account, in bytes: peaks within the named spans of a recording."""
+    """Bytes that the CPU allocator counted: the peak within each named span of a recording."""
 
     peaks: dict[str, int]
 
     def peak(self, prefix: str) -> int:
-        """The highest of the spans whose name starts with `prefix`; 0 if there is none."""
+        """The highest peak of the spans whose name starts with `prefix`; 0 if there is none."""
         return max((p for name, p in self.peaks.items() if name.startswith(prefix)), default=0)
 
     def least_peak(self, prefix: str) -> int:
@@ -44,8 +44,9 @@ class CpuAllocations:
 class CpuRecorder:
     """Records every allocation of torch's CPU allocator between entering and leaving.
 
-    What was allocated before is not counted, so `peaks` are absolute for what is built inside. Its release
-    would lower them: garbage is collected first, and what is still in use must be kept until the end.
+    Allocations from before are not counted, so `peaks` are absolute for what is built inside. Releasing an
+    earlier allocation would lower them: garbage is collected first, and the caller must keep what is still
+    in use until the end.
     """
 
     def __init__(self) -> None:
@@ -68,13 +69,13 @@ class CpuRecorder:
             yield
 
     def allocations(self) -> CpuAllocations:
-        """To be called after leaving."""
+        """The recording's peaks; to be called after leaving."""
         spans: list[tuple[int, int, str]] = []
         totals: list[tuple[int, int, int]] = []
-        waiting: list[Any] = list(self._profile.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
-        while waiting:
-            event = waiting.pop()
-            waiting.extend(event.children)
+        pending: list[Any] = list(self._profile.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+        while pending:
+            event = pending.pop()
+            pending.extend(event.children)
             if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
                 allocation = event.extra_fields
                 totals.append((event.start_time_ns, allocation.total_allocated, allocation.alloc_size))
@@ -88,7 +89,7 @@ class CpuRecorder:
 
 
 def _count_every_thread(yes: bool) -> None:
-    """Sets c10's flag where this build of torch exports it; elsewhere the profiled threads count alone."""
+    """Sets c10's flag where this build of torch exports it; elsewhere only profiled threads are counted."""
     library = Path(torch.__file__).parent / "lib" / "libc10.so"
     try:
         ctypes.c_bool.in_dll(ctypes.CDLL(str(library)), _COUNT_EVERY_THREAD).value = yes
@@ -97,7 +98,7 @@ def _count_every_thread(yes: bool) -> None:
 
 
 def _peaks_within(spans: list[tuple[int, int, str]], totals: list[tuple[int, int]]) -> dict[str, int]:
-    """For each span (start, end, name): the total's maximum inside it, its level at the start included."""
+    """For each span (start, end, name): the total's maximum inside it, with its level at the start."""
     peaks: dict[str, int] = defaultdict(int)
     for start, end, name in spans:
         held = 0

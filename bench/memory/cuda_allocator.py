@@ -1,12 +1,13 @@
-"""A model of torch's CUDA caching allocator: what it holds from the driver for what tensors ask of it.
+"""A model of torch's CUDA caching allocator: what it takes from the driver for the tensors that ask it.
 
 Requests are rounded up to 512 bytes and served from the smallest free block that fits; where none does, a
 segment is taken from the driver and never returned. A block is split if enough is left over, and joined
 with its free neighbours when it is released. Source: c10/cuda/CUDACachingAllocator.cpp with its default
-settings (no expandable segments); the constants carry its names.
+settings (no expandable segments); the constants carry its names. How a request is rounded lies in
+`trial/platform.py`.
 
-A block that is larger than what was asked for and not worth splitting counts whole, in torch's own
-`memory_allocated` too. Not modelled: other streams' pools, and what building a model leaves behind.
+A block that is larger than the request and not worth splitting counts whole, as it does in torch's own
+`memory_allocated`. Not modelled: other streams' pools, and what building a model leaves behind.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ class _Block:
 
 
 class CachingAllocator:
-    """Serves requests; counts what it took from the driver, `reserved_bytes`, and what it handed out, in
-    whole blocks: `allocated_bytes`, and `peak_bytes` at most."""
+    """Serves requests and counts three numbers of bytes.
+
+    `reserved_bytes` is what it took from the driver, `allocated_bytes` what it handed out in whole blocks,
+    `peak_bytes` the maximum of `allocated_bytes`.
+    """
 
     def __init__(self) -> None:
         self.reserved_bytes = 0
@@ -57,7 +61,7 @@ class CachingAllocator:
         size = round_up(max(size, 1))
         small = size <= SMALL_BYTES
         pool = self._free[small]
-        index = bisect.bisect_left(pool, (size, -1), key=lambda block: block.order)
+        index = bisect.bisect_left(pool, (size, -1), key=lambda free: free.order)
         block = pool.pop(index) if index < len(pool) else self._segment(size, small)
         block.free = False
         left = block.size - size
@@ -72,13 +76,13 @@ class CachingAllocator:
         return block
 
     def release(self, block: _Block) -> None:
-        """Gives a block back, joined with the free ones beside it."""
+        """Takes a block back and joins it with its free neighbours."""
         self.allocated_bytes -= block.size
-        for beside in (block.before, block.after):
-            if beside is None or not beside.free:
+        for neighbour in (block.before, block.after):
+            if neighbour is None or not neighbour.free:
                 continue
-            self._free[block.small].remove(beside)
-            first, second = (beside, block) if beside is block.before else (block, beside)
+            self._free[block.small].remove(neighbour)
+            first, second = (neighbour, block) if neighbour is block.before else (block, neighbour)
             first.size += second.size
             first.after = second.after
             if second.after is not None:
@@ -97,24 +101,27 @@ class CachingAllocator:
             taken = _LARGE_SEGMENT_BYTES
         else:
             taken = round_up(size, ROUND_LARGE_BYTES)
-        address = 2 * self.reserved_bytes  # segments are not neighbours
+        address = 2 * self.reserved_bytes  # a gap after each segment: blocks of two segments never join
         self.reserved_bytes += taken
         return _Block(taken, address, small)
 
 
 @dataclass
 class Replay:
-    """An allocator that goes through what storages did, one stretch after the other."""
+    """Plays back to an allocator how storages grew and shrank, one stretch after the other."""
 
     allocator: CachingAllocator = field(default_factory=CachingAllocator)
     _blocks: dict[Storage, _Block] = field(default_factory=dict)
 
     def through(self, changes: Iterable[tuple[Storage, int]]) -> None:
-        """Goes on with `changes`: by how many bytes storages grow and shrink, each as a whole."""
+        """Plays `changes`: pairs of a storage and the bytes by which it grows or shrinks.
+
+        A storage that grows asks for one block; a storage that shrinks gives its block back.
+        """
         for storage, change in changes:
             if storage.on_host or not change:
                 continue
             if change > 0:
-                self._blocks[storage] = self.allocator.allocate(storage.asked or change)
+                self._blocks[storage] = self.allocator.allocate(storage.requested_bytes or change)
             elif storage in self._blocks:
                 self.allocator.release(self._blocks.pop(storage))

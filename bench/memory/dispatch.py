@@ -1,7 +1,7 @@
 """Two ways to see what torch does: every operation, and every storage that changes its size.
 
-Owns the dispatch mode and the patch of `resize_`; each calls a function for what it sees, and knows nothing
-of what is made of it (`tracker.py`).
+Owns the dispatch mode and the patch of `resize_`. Each calls a function with what it sees; what is done
+with it is up to `tracker.py`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What operations allocate inside themselves, where a dispatch mode sees no tensor.
 
-On a CPU four kinds are known well enough to be predicted; what is left is `untracked_bytes`:
-  bitsandbytes   its CPU kernels are Python: run by `opened`, everything they make is seen. The native code
-                 that they call at the end works in place.
+On a CPU four kinds can be predicted; the rest is `untracked_bytes`. For CUDA's see `cuda_kernels.py`.
+  bitsandbytes   its CPU kernels are Python: run by `run_decomposed`, everything they make is seen. The
+                 native code that they call at the end works in place.
   mixed dtypes   an elementwise kernel first copies the operands that are not in the common dtype
                  (TensorIteratorBase::build in ATen/TensorIterator.cpp; the GPU converts on the fly)
   bmm            oneDNN's, for 16-bit types, first copies operands that are neither contiguous nor
-                 transposed: a head's weight once for each sequence, where logits are made of the last
-                 position alone (mkldnn_matmul in ATen/native/mkldnn/Matmul.cpp)
+                 transposed: the output head's weight once for each sequence, where logits are made of the
+                 last position alone (mkldnn_matmul in ATen/native/mkldnn/Matmul.cpp)
   collectives    gloo reduce-scatters a copy of its input and gathers into a copy of its output
                  (ProcessGroupGloo::reduce_scatter_tensor_coalesced, AsyncAllgatherWork)
 """
@@ -27,7 +27,7 @@ from bench.workload.tensors import tensors_in
 
 _ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 _TENSOR_REFERENCES, _STORAGE_REFERENCES = 4, 2
-_COPIED_ARGUMENT = {
+_COPIED_ARGUMENT = {  # by its place in the call
     torch.ops.c10d._reduce_scatter_base_.default: 1,
     torch.ops.c10d._allgather_base_.default: 0,
 }
@@ -36,25 +36,25 @@ _COPIED_ARGUMENT = {
 def as_accumulated_in_place(func: Any, args: Any) -> Any:
     """The operation that autograd's engine would have called if no dispatch mode were active.
 
-    The engine adds gradients that meet in place where it holds the last reference to the first; with a mode
+    The engine adds a second gradient in place if it holds the last reference to the first one. With a mode
     active it never does (can_accumulate_inplace in torch/csrc/autograd/input_buffer.cpp asks
     isTensorSubclassLike). Seen from inside a mode, a tensor of which the engine holds the last reference
-    has the counts below: those of the engine, of the call and of Python.
+    has `_TENSOR_REFERENCES` and `_STORAGE_REFERENCES`: the engine's, the call's and Python's.
     """
     if func is not _ADD or torch.is_grad_enabled() or not isinstance(args[1], torch.Tensor):
         return func
     first, second = args[:2]
-    last = (
+    is_last_reference = (
         first._use_count() == _TENSOR_REFERENCES
         and torch._C._storage_Use_Count(first.untyped_storage()._cdata) == _STORAGE_REFERENCES
     )
     alike = first.shape == second.shape and first.dtype == second.dtype
-    return _ADD_IN_PLACE if last and alike else func
+    return _ADD_IN_PLACE if is_last_reference and alike else func
 
 
 @cache
 def _python_kernel(func: Any, platform: Platform) -> torch._C.DispatchKey | None:
-    """Where the operation's body is, if it is made of other operations."""
+    """The dispatch key of the operation's body if that is Python over other operations; else None."""
     keys = torch._C.DispatchKey
     if func.namespace == "bitsandbytes" and not platform.bitsandbytes_in_python:
         return keys.CompositeExplicitAutograd if cuda_kernels.is_composed(func) else None
@@ -71,7 +71,14 @@ def _python_kernel(func: Any, platform: Platform) -> torch._C.DispatchKey | None
 def run_decomposed(
     func: Any, args: Any, kwargs: dict[str, Any], platform: Platform, watching: AbstractContextManager[Any]
 ) -> tuple[bool, Any]:
-    """Runs an operation that is made of others on `platform`, with `watching` in force inside it.
+    """Runs an operation that consists of other operations, so that `watching` sees each of them.
+
+    Args:
+        func: the operation.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        platform: what it runs on, or would; decides whether it consists of others.
+        watching: the dispatch mode to enter meanwhile.
 
     Returns:
         Whether it was such an operation, and its result.
@@ -100,27 +107,27 @@ def workspace_bytes(func: Any, args: Any, result: Any, platform: Platform) -> in
         return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
     if not platform.elementwise_copies_operands or torch.Tag.pointwise not in func.tags:
         return 0
-    shaped = [t for t in tensors_in(args) if t.dim() and t.dtype != torch.bool]  # conditions are not copied
+    shaped = [t for t in tensors_in(args) if t.dim() and t.dtype != torch.bool]  # masks are not copied
     if len({t.dtype for t in shaped}) < 2 or not any(t.is_floating_point() for t in shaped):
         return 0
-    common = reduce(torch.promote_types, (t.dtype for t in shaped))
+    common_dtype = reduce(torch.promote_types, (t.dtype for t in shaped))
     outputs = [t for t in tensors_in((result,)) if t.is_floating_point()]
-    converted = [t for t in (*shaped, *outputs) if t.dtype != common]
-    return sum(t.numel() * common.itemsize for t in converted)
+    converted = [t for t in (*shaped, *outputs) if t.dtype != common_dtype]
+    return sum(t.numel() * common_dtype.itemsize for t in converted)
 
 
-_ONEDNN_LEAST = 16 * 16 * 16  # multiplications from which torch hands a product to oneDNN
+_ONEDNN_LEAST = 16 * 16 * 16  # products of more multiplications than this go to oneDNN
 
 
 def _rearranged_bytes(first: torch.Tensor, second: torch.Tensor) -> int:
-    """What a batched product on a CPU copies before it multiplies [b, m, k] by [b, k, n]."""
+    """Bytes that oneDNN copies before it multiplies [b, m, k] by [b, k, n] on this CPU."""
     if first.numel() * second.shape[2] <= _ONEDNN_LEAST:
         return 0
     if not cpu_kernels.onednn_multiplies(str(first.dtype).removeprefix("torch.")):
         return 0
-    return sum(t.numel() * t.itemsize for t in (first, second) if not _as_onednn_takes_it(t))
+    return sum(t.numel() * t.itemsize for t in (first, second) if not _is_taken_as_it_is(t))
 
 
-def _as_onednn_takes_it(tensor: torch.Tensor) -> bool:
+def _is_taken_as_it_is(tensor: torch.Tensor) -> bool:
     _, rows, columns = tensor.shape
     return tensor.is_contiguous() or tensor.stride() == (rows * columns, 1, rows)

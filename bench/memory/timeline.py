@@ -1,13 +1,9 @@
 """What a watched step held, from its first operation to its last: segments, their maxima, the peak.
 
-The tracker writes changes of storages' sizes in order, and marks where a segment begins: the forward or
-the backward of a block, what lies between, an operation of the optimizer over all tensors at once. The
-replay turns them into one `Segment` each, and the segments into an `Attribution`.
-
-`at_depth` answers for a deep model from two shallow ones. Blocks repeat: what a segment holds grows by the
-same bytes with every block that the model has more, and the segments of inner blocks lie between those of
-the outer ones. Both are checked (inner blocks must hold and release the same bytes in the same order);
-where they fail there is no answer, and the whole model has to be simulated.
+In: the changes of storages' sizes, in order, and marks where a segment begins: the forward or the backward
+of a block, the code between two blocks, an operation of the optimizer over all tensors at once. Both come
+from `tracker.py`. Out: one `Segment` for each mark, and an `Attribution` of them all. `methods/depth.py`
+extends the segments of two shallow models to a deep one.
 """
 
 from __future__ import annotations
@@ -24,17 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Storage:
-    """One storage's life: what it holds now, and what it turns out to be.
+    """One storage: what it holds now, and what it turned out to be."""
 
-    `bytes` are the allocator's, `asked` those that it was asked for.
-    """
-
-    bytes: int
-    asked: int = 0
+    bytes: int  # as its allocator rounded them; 0 once it is gone
+    requested_bytes: int = 0  # before rounding
     category: str = "temporary"
-    gathered: bool = False
-    on_host: bool = False
-    unmade_bytes: int = 0  # its size, while operations have used it, none made it and nobody owned it
+    gathered: bool = False  # by FSDP, for as long as a block computes
+    on_host: bool = False  # it takes no memory of the device
+    unmade_bytes: int = 0  # its size, if it was first seen as an argument and counts 0 (Tracker._see)
     reference: weakref.ref[torch.UntypedStorage] | None = None
 
 
@@ -42,49 +35,40 @@ class Storage:
 class Mark:
     """Where a segment begins: its phase, and the block it belongs to."""
 
-    at: int
+    at: int  # index of its first change
     phase: str
     micro_step: int = 0
     stack: str = ""  # the list that the block is in: encoder and decoder have one each
-    block: int | None = None
-    operation: str = ""
+    block: int | None = None  # its number in that list; None between blocks
+    operation: str = ""  # the optimizer's, over all tensors at once
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What one stretch of the step held at most, in bytes.
-
-    `changes` is its whole profile: the sizes as they came and went. `most` has each category's maximum,
-    what was gathered and what was on the host, whenever they were; `at_peak` what the categories held
-    when the device held most.
-    """
+    """What one stretch of the step held at most, in bytes."""
 
     mark: Mark
-    peak: int
-    at_peak: dict[str, int]
-    most: dict[str, int]
-    changes: tuple[int, ...]
+    peak: int  # the most that the device held
+    at_peak: dict[str, int]  # each category at that instant
+    most: dict[str, int]  # each category's own maximum, and that of `gathered` and of `host`
+    changes: tuple[int, ...]  # every change of a size, in order
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What the tracker saw in one step; everything in bytes.
-
-    `at_peak` sums to `peak`; `largest` is each category's own maximum, whenever it was; `host` what was
-    offloaded to the host at most.
-    """
+    """What the tracker saw in one step, in bytes."""
 
     peak: int
-    phase: str
-    at_peak: dict[str, int]
-    largest: dict[str, int]
-    gathered: int
-    host: int
+    phase: str  # in which the peak is
+    at_peak: dict[str, int]  # each category at the peak; the values sum to it
+    largest: dict[str, int]  # each category's own maximum
+    gathered: int  # FSDP's gathered weights, at most
+    host: int  # offloaded to the host, at most
     peak_by_phase: dict[str, int]
 
     @classmethod
     def of(cls, segments: list[Segment]) -> Attribution:
-        """The step's from its segments'; of equal peaks the first counts."""
+        """The attribution of a step from its segments; of equal peaks the first counts."""
         highest = max(segments, key=lambda segment: segment.peak)
         most = {name: max(s.most[name] for s in segments) for name in segments[0].most}
         return cls(
@@ -104,14 +88,17 @@ class Attribution:
 
 @dataclass
 class Timeline:
-    """Changes of storages' sizes in order, with the places where segments begin."""
+    """Changes of storages' sizes in order, with marks where segments begin."""
 
     initial: dict[Storage, int] = field(default_factory=dict)
     changes: list[tuple[Storage, int]] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
 
     def segments(self) -> list[Segment]:
-        """Every marked stretch, what the one before left included, with storages as they turned out."""
+        """A segment for each mark, by the categories that storages have in the end.
+
+        A segment begins with what the one before it left.
+        """
         held = dict.fromkeys((*CATEGORIES, "gathered", "host"), 0)
         for storage, size in self.initial.items():
             _apply(held, storage, size)
@@ -136,7 +123,7 @@ class Timeline:
 
 
 def _apply(held: dict[str, int], storage: Storage, size: int) -> tuple[str, ...]:
-    """Books a change; returns the accounts it went to."""
+    """Adds a change to the accounts it belongs to, and returns their names."""
     if storage.on_host:
         accounts: tuple[str, ...] = ("host",)
     elif storage.gathered:

@@ -1,16 +1,17 @@
-"""Where the bytes are: the witness.
+"""Tracks every tensor storage of one step and attributes the peak to categories.
 
-`Tracker` is a dispatch mode that sees every tensor an operation returns, counts each storage once, notes
-when it dies, and says afterwards what it was. It decides nothing about a measured peak: that is the
-allocator's word (`device.py` on an accelerator, `allocator.py` on a CPU). The difference between the two
-(`untracked_bytes`) is what operations allocate inside themselves, where no tensor is seen.
+`Tracker` sees every tensor that an operation returns, counts each storage once, notes when it dies, and
+says afterwards to which category it belonged. It does not decide the measured peak: the allocator does
+(`machine/accelerator.py` on an accelerator, `cpu_allocator.py` on a CPU). The difference between the two
+(`untracked_bytes`) is operator workspace: what operations allocate inside themselves, where no tensor is
+seen.
 
-What the categories mean:
+The categories:
   parameter   weights, buffers and quantisation state this rank owns
-  gradient    what becomes some parameter's .grad, from its birth on
+  gradient    what becomes some parameter's .grad, from its creation on
   optimizer   the optimizer's state
-  activation  born in a forward and kept for the backward, autocast's 16-bit copies of weights included
-  kv_cache    keys and values of earlier tokens, where a model infers
+  activation  made in a forward and kept for the backward, including autocast's 16-bit copies of weights
+  kv_cache    keys and values of earlier tokens, in inference
   temporary   everything else, FSDP's gathered weights included (`gathered_max_bytes` tells them apart)
   input       the batches
 """
@@ -42,13 +43,13 @@ from bench.workload.tensors import (
     weight_tensors,
 )
 
-_FIRST_DECODED = 2  # forwards: the prompt's makes a token too
+_FIRST_DECODED = 2  # the number of its forward: the prompt's is the first
 _SMALLEST_PAGED = 100_000  # elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)
 OnOperation = Callable[[Any, Any, dict[str, Any], Any], None]  # operation, arguments, keywords, result
 
 
 def _ignored_operation(_func: Any, _args: Any, _kwargs: dict[str, Any], _result: Any) -> None:
-    """What a tracker tells while nobody counts operations."""
+    """What `Tracker` calls for each operation if nobody counts them."""
 
 
 class Tracker:
@@ -56,7 +57,7 @@ class Tracker:
 
     Args:
         run: a built trial; what it holds already is counted from the start.
-        on_operation: told of each operation of a simulated step, with its arguments and its result.
+        on_operation: called for each operation of a simulated step, with its arguments and its result.
     """
 
     def __init__(self, run: Run, on_operation: OnOperation = _ignored_operation) -> None:
@@ -65,11 +66,11 @@ class Tracker:
         self._storages: dict[int, Storage] = {}
         self._timeline = Timeline()
         self._history: list[tuple[Storage, int]] = []
-        # on a real accelerator the allocator's counters tell; what is inside stays `untracked_bytes`
-        self._sees_inside = run.imagined or not run.platform.has_caching_allocator
+        # a real accelerator's allocator counts operator workspace itself: there it stays `untracked_bytes`
+        self._adds_workspace = run.is_fake or not run.platform.has_caching_allocator
         self._offloads_params = run.trial.offload.name == "params" and not run.platform.host_is_device
         self._pages_state = run.trial.optimizer.name.endswith("_paged") and run.platform.has_unified_memory
-        self._step_counts_leave = run.imagined and run.platform.step_counts_on_host
+        self._step_counts_on_host = run.is_fake and run.platform.step_counts_on_host
         self._phase = ""
         self._micro_step = 0
         self._regions: list[list[Storage]] = []
@@ -77,8 +78,8 @@ class Tracker:
         self._thread = threading.get_ident()
 
     def __enter__(self) -> Tracker:
-        self._know_what_is_there()
-        self.run.sent_to_host = self._on_host
+        self._categorise_held()
+        self.run.sent_to_host = self._put_on_host
         self._stack.callback(setattr, self.run, "sent_to_host", ignored)
         self._stack.enter_context(watch_resizes(self._resized))
         for _, block in self.run.named_blocks():
@@ -92,48 +93,46 @@ class Tracker:
         self._stack.enter_context(OperationWatch(self.watch))
         return self
 
-    def _know_what_is_there(self) -> None:
-        self._know("parameter", weight_tensors(self.run.model))
-        self._know("parameter", iter(self.run.host_weights))
-        self._know("gradient", gradient_tensors(self.run.model))
-        self._know("optimizer", self._optimizer_tensors())
-        self._know("input", (t for batch in self.run.batches for t in batch.values()))
+    def _categorise_held(self) -> None:
+        self._categorise("parameter", weight_tensors(self.run.model))
+        self._categorise("parameter", iter(self.run.host_weights))
+        self._categorise("gradient", gradient_tensors(self.run.model))
+        self._categorise("optimizer", self._optimizer_tensors())
+        self._categorise("input", (t for batch in self.run.batches for t in batch.values()))
 
     def begin(self) -> None:
-        """The step that counts begins: what was watched before it is only the allocator's history."""
+        """Starts the step that is reported; what came before is kept for the allocator's replay only."""
         self._history += [*self._timeline.initial.items(), *self._timeline.changes]
         alive = {storage: storage.bytes for storage in self._storages.values() if storage.bytes}
         self._timeline = Timeline(initial=alive)
         self._phase, self._micro_step = "", 0
-        self._know_what_is_there()
+        self._categorise_held()
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
     def watch(self, func: Any, args: Any, kwargs: dict[str, Any], mode: TorchDispatchMode) -> Any:
-        """Runs one operation and notes what was there, what it made, and what came and went."""
+        """Runs one operation; notes the storages of its arguments and results, and its workspace."""
         platform = self.run.platform
         if platform.collectives_are_gloo and threading.get_ident() != self._thread:
-            return func(*args, **kwargs)  # one of gloo's: `inside` counts what its collectives copy
+            return func(*args, **kwargs)  # gloo's: hidden_allocations.py counts what its collectives copy
         if self._phase == "backward":
             func = hidden_allocations.as_accumulated_in_place(func, args)
         if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
             self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
-        done, result = (
-            hidden_allocations.run_decomposed(func, args, kwargs, platform, mode)
-            if self._sees_inside
-            else (False, None)
-        )
-        if not done:
+        was_decomposed, result = False, None
+        if self._adds_workspace:
+            was_decomposed, result = hidden_allocations.run_decomposed(func, args, kwargs, platform, mode)
+        if not was_decomposed:
             result = func(*args, **kwargs)
-            if self.run.imagined and self._in_a_step():
+            if self.run.is_fake and self._is_counted():
                 self._on_operation(func, args, kwargs, result)
         for tensor in tensors_in((*args, *kwargs.values())):
-            self._see(tensor, "found")
+            self._see(tensor, "argument")
         for tensor in tensors_in((result,)):
-            self._see(tensor, "made")
+            self._see(tensor, "result")
         workspace = 0
-        if self._sees_inside:
+        if self._adds_workspace:
             workspace = hidden_allocations.workspace_bytes(func, args, result, platform)
         if workspace:
             passing = Storage(bytes=0)
@@ -141,20 +140,20 @@ class Tracker:
         return result
 
     def enter_phase(self, phase: str) -> None:
-        """What `step` calls as each phase begins, and at its end."""
-        self._know("gradient", gradient_tensors(self.run.model))
+        """What `step` calls as each phase begins, and once at its end (`done`)."""
+        self._categorise("gradient", gradient_tensors(self.run.model))
         if phase == "backward":
             self._keep(s for s, _ in self._timeline.changes)
-        if phase == "done":  # quantisation state may have been made anew in the forward
-            self._know("parameter", weight_tensors(self.run.model))
-            self._know("optimizer", self._optimizer_tensors())
-        self._know("kv_cache", cache_tensors(self.run.cache))
+        if phase == "done":  # the forward may have replaced quantisation state
+            self._categorise("parameter", weight_tensors(self.run.model))
+            self._categorise("optimizer", self._optimizer_tensors())
+        self._categorise("kv_cache", cache_tensors(self.run.cache))
         self._micro_step += phase in ("forward", "prefill", "decode")
         self._phase = phase
         self._mark()
 
-    def _in_a_step(self) -> bool:
-        """Whether this is part of the step whose work is counted: of a decoding, its first token."""
+    def _is_counted(self) -> bool:
+        """Whether work is counted now: always in a step; in a decoding for its first decoded token only."""
         decodes = self.run.trial.workload.name == "decode"
         return not decodes or (self._phase == "decode" and self._micro_step == _FIRST_DECODED)
 
@@ -162,11 +161,11 @@ class Tracker:
         return iter(()) if self.run.trial.workload.inference else optimizer_tensors(self.run.optimizer)
 
     def segments(self) -> list[Segment]:
-        """What each stretch of the step held, storages as they turned out."""
+        """What each stretch of the step held, by the categories that storages have in the end."""
         return self._timeline.segments()
 
     def allocator(self) -> CachingAllocator:
-        """CUDA's caching allocator, by its model, after what was watched: its peak is that of the step."""
+        """The model of CUDA's caching allocator after the step; its peak is that of the step."""
         replay = Replay()
         replay.through(self._history or self._timeline.initial.items())
         replay.allocator.peak_bytes = replay.allocator.allocated_bytes
@@ -196,7 +195,7 @@ class Tracker:
         self._stack.callback(block.register_forward_hook(backward).remove)
 
     def _leave_region(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        """A block's forward ended; what a recomputed one leaves alive waits for its backward."""
+        """A block's forward ended. If it was recomputed, what is still alive is kept for its backward."""
         region = self._regions.pop()
         if self._phase == "backward":
             self._keep(region)
@@ -207,43 +206,53 @@ class Tracker:
             if alive and storage.category == "temporary" and not storage.gathered:
                 storage.category = "activation"
 
-    def _know(self, category: str, tensors: Iterator[torch.Tensor]) -> None:
+    def _categorise(self, category: str, tensors: Iterator[torch.Tensor]) -> None:
         for tensor in tensors:
             storage = self._see(tensor, "owned")
             if storage is None or storage.gathered:
                 continue
-            if storage.unmade_bytes:  # what the run owns and no operation made was there before
+            if storage.unmade_bytes:  # the run owns it, so it existed before the step
                 storage.bytes, storage.unmade_bytes = storage.unmade_bytes, 0
                 self._timeline.initial[storage] = storage.bytes
             storage.category = category
             sharded = self._offloads_params and category in ("parameter", "gradient", "optimizer")
             paged = self._pages_state and category == "optimizer" and tensor.numel() >= _SMALLEST_PAGED
             storage.on_host = sharded or paged
-            if self._step_counts_leave and category == "optimizer" and not tensor.dim():
+            if self._step_counts_on_host and category == "optimizer" and not tensor.dim():
                 storage.bytes = self._timeline.initial[storage] = 0
                 storage.on_host = True
 
-    def _on_host(self, tensor: torch.Tensor) -> None:
-        """What the run says of a tensor that it keeps on the host; a simulated one does not show it."""
+    def _put_on_host(self, tensor: torch.Tensor) -> None:
+        """Called by the run for a tensor that it keeps on the host: a fake tensor does not show it."""
         storage = self._storages.get(tensor.untyped_storage()._cdata)
         if storage is not None and not self.run.platform.host_is_device:
             storage.on_host = True
 
     def _see(self, tensor: torch.Tensor, how: str) -> Storage | None:
-        """`made` by an operation, `found` among the arguments of one, or `owned` by the run."""
+        """The record of a tensor's storage; a new one if it was never seen.
+
+        Args:
+            tensor: what was seen.
+            how: `result` or `argument` of an operation, or `owned` by the run.
+
+        Returns:
+            None for a tensor that does not count: on another device, or without a storage of its own.
+        """
         if tensor.device.type != self.run.device.type or isinstance(tensor, DTensor):
             return None
         try:
             untyped = tensor.untyped_storage()
         except NotImplementedError:  # sparse and other tensors without a storage
             return None
-        known = self._storages.get(untyped._cdata)
-        if known is not None:
-            return known
+        seen_before = self._storages.get(untyped._cdata)
+        if seen_before is not None:
+            return seen_before
         storage = self._register(untyped)
-        storage.asked = untyped.nbytes()
-        size = self.run.platform.allocated_bytes(storage.asked)
-        if how == "found":  # gloo's copy of what it reduces: `inside` counts it
+        storage.requested_bytes = untyped.nbytes()
+        size = self.run.platform.allocated_bytes(storage.requested_bytes)
+        if how == "argument":
+            # It was allocated where no dispatch mode looks (gloo's thread). hidden_allocations.py adds it;
+            # here it counts 0, unless the run turns out to own it.
             storage.unmade_bytes = size
             return storage
         storage.bytes = size
@@ -270,12 +279,12 @@ class Tracker:
         return storage
 
     def _resized(self, untyped: torch.UntypedStorage, size: int) -> None:
-        """FSDP frees and makes anew the weights it gathers by resizing their storages."""
+        """Notes that a storage was resized: so FSDP frees and reallocates the weights that it gathers."""
         if untyped.device.type not in (self.run.device.type, "meta"):  # a fake storage is on meta
             return
         storage = self._storages.get(untyped._cdata) or self._register(untyped)
         change = self.run.platform.allocated_bytes(size) - storage.bytes
         storage.bytes += change
-        storage.asked = size or storage.asked
+        storage.requested_bytes = size or storage.requested_bytes
         storage.gathered, storage.category = True, "temporary"
         self._timeline.changes.append((storage, change))

@@ -20,7 +20,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._pytree import tree_map
 
-from bench.memory.cuda_kernels import _NARROW
+from bench.memory.cuda_kernels import NARROW
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 
@@ -38,7 +38,8 @@ _IN_FLOAT32 = (
 
 
 _TO_FLOAT32 = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList", "cumsum")  # if no dtype is given
-_AS_ITS_PARTS = ("cross_entropy_loss",)  # of a CPU's list alone
+# In the CPU's float32 list, not in CUDA's: falls through, so that its parts (log_softmax, nll_loss) decide.
+_NOT_AUTOCAST_ON_CUDA = ("cross_entropy_loss",)
 
 
 def _operation(name: str) -> Any:
@@ -59,7 +60,7 @@ def _below_autocast(name: str) -> Callable[..., Any]:
 
 
 def _is_narrow(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in _NARROW
+    return isinstance(value, torch.Tensor) and value.dtype in NARROW
 
 
 def _widened(name: str) -> Callable[..., Any]:
@@ -95,7 +96,7 @@ def _autocast_list() -> Iterator[None]:
             library.impl(name, _widened(name), "AutocastCPU")
         for name in _TO_FLOAT32:
             library.impl(name, _into_float32(name), "AutocastCPU")
-        for name in _AS_ITS_PARTS:
+        for name in _NOT_AUTOCAST_ON_CUDA:
             library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU")
     try:
         yield

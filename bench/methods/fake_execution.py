@@ -1,6 +1,6 @@
-"""What a simulated step meets in place of data and of other ranks.
+"""Fake tensors and fake ranks, in which a step runs with shapes only.
 
-Inside `imagined` new tensors have shapes only, a process group has any number of ranks of which one
+Inside `fake_execution` new tensors have shapes only, a process group has any number of ranks of which one
 exists, and code that looks at data is given the answer that a training step would find, so that it takes
 the measured step's path. Sources of what is answered: transformers' masking_utils asks whether tokens are
 packed or padded (never, here) and treats fake tensors as tracing; torch's GradScaler asks whether any

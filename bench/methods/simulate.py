@@ -1,8 +1,8 @@
 """method=simulate: the measured step over fake tensors: shapes without data, no device, no memory.
 
-The same `build` and `step` run among imagined data and ranks, and the tracker that attributes a measured
+The same `build` and `step` run with fake tensors and fake ranks, and the tracker that attributes a measured
 step says what the allocator would have held. Blocks repeat, so the step of a deep model is extended from
-those of two shallow ones (`timeline.at_depth`), or simulated whole where its blocks do not repeat exactly.
+those of two shallow ones (`depth.py`), or simulated whole where its blocks do not repeat exactly.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Architecture numbers to a transformers model whose parameters exist only as shapes.
 
-Every model starts on the meta device, so that no technique ever pays for weights that it is about to
-quantise or shard. `weights.py` gives the shapes their values later, module by module. Dropout is
-zero everywhere: its masks cost memory that differs between devices and would blur comparisons.
+Every model starts on the meta device, so that no memory is spent on weights that are about to be quantised
+or sharded. `weights.py` gives the parameters their values later, module by module. Dropout is zero
+everywhere: its masks take memory that differs between devices and would blur comparisons.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.trial.spec import Trial
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# No special tokens: the synthetic tokens carry no meaning, and defaults may lie outside a small vocabulary.
+# No special tokens: the tokens are random, and the default ids may lie outside a small vocabulary.
 _NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
@@ -110,7 +110,7 @@ _FAMILIES = {"opt": "opt", "gpt2": "gpt2", "mt5": "mt5", "t5": "mt5"}  # every o
 
 
 def resolved(model: Model) -> Model:
-    """The model with the numbers of what `pretrained` names; without it, the model itself.
+    """The model with the numbers of the checkpoint that `pretrained` names; without one, the model itself.
 
     Raises:
         OSError: `model.pretrained` names neither a directory, nor a config.json, nor a readable hub id.
@@ -154,8 +154,8 @@ def auto_class(config: Any) -> Any:
 def on_meta(trial: Trial) -> nn.Module:
     """The model in training mode: parameters on the meta device in the trial's parameter dtype.
 
-    Buffers are real, on the CPU: they are small, and some (rotary frequencies) are computed when
-    the model is constructed and stored nowhere.
+    Buffers are real, on the CPU: they are small, and some (rotary frequencies) are computed only when the
+    model is constructed.
     """
     config = config_of(trial.model)
     with init_empty_weights(include_buffers=False):

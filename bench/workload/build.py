@@ -27,7 +27,7 @@ def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform 
         torch.OutOfMemoryError: the device cannot hold the model (RuntimeError on the CPU).
         ValueError: a technique cannot be applied to this architecture.
     """
-    with unset_fake_temporarily():  # shapes are neither real nor fake
+    with unset_fake_temporarily():  # tensors on meta must not become fake
         trial = replace(trial, model=architectures.resolved(trial.model))
         run = Run(trial, device, platform or platform_of(device.type), architectures.on_meta(trial))
         for technique in SHAPING:

@@ -11,10 +11,10 @@ from bench.trial.spec import Trial
 
 
 def attention_flops(trial: Trial) -> float:
-    """Forward FLOPs of one rank's step that no parameter accounts for: scores and their use.
+    """Forward FLOPs of one rank's step in attention: scores, and values weighted by them.
 
-    Two matmuls of [seq, head_dim] x [head_dim, seq] for each head, 2 FLOPs a multiply-add: 4 s^2 h a
-    layer and sequence, half of it where the attention is causal.
+    For each head two matmuls of [seq, head_dim] x [head_dim, seq], 2 FLOPs a multiply-add: 4 s^2 h a
+    layer and sequence, half of that where attention is causal.
     """
     model, seq = trial.model, trial.seq_len
     width = model.heads * model.head_dim
@@ -32,14 +32,14 @@ def step_flops(
     Args:
         trial: the configuration.
         matmul_params: parameters that multiply activations (embedding look-ups are not arithmetic).
-        trainable_matmul_params: those of them that need a weight gradient.
-        block_matmul_params: those of them that full checkpointing multiplies a second time.
+        trainable_matmul_params: matmul parameters that need a weight gradient.
+        block_matmul_params: matmul parameters of the blocks, which full checkpointing multiplies twice.
 
     Returns:
-        (model FLOPs, hardware FLOPs). Forward 2 a parameter and token; backward 2 for the
-        activation's gradient and 2 for the weight's where it trains: 6N in all when everything
-        trains, 4 N_frozen + 6 N_lora under LoRA. Full checkpointing repeats the forward of the blocks;
-        selective checkpointing repeats no matmul.
+        (model FLOPs, hardware FLOPs). Per parameter and token the forward takes 2, the backward 2 for the
+        gradient of the activation and 2 for that of the weight if it trains: 6N if everything trains,
+        4 N_frozen + 6 N_lora under LoRA. Full checkpointing repeats the forward of the blocks; selective
+        checkpointing repeats no matmul.
     """
     if trial.workload.inference:
         return (_inference_flops(trial, matmul_params, block_matmul_params),) * 2
@@ -55,9 +55,9 @@ def step_flops(
 
 
 def _inference_flops(trial: Trial, matmul_params: int, block_matmul_params: int) -> float:
-    """FLOPs of a prompt's forward, or of one decoded token (of average context) of each sequence.
+    """FLOPs of a prompt's forward, or of one decoded token (with average context) for each sequence.
 
-    The head multiplies the last position alone; a decoded token attends to all that came before it.
+    The head multiplies the last position only; a decoded token attends to all tokens before it.
     """
     model, batch = trial.model, trial.micro_batch_size
     head = 2 * (matmul_params - block_matmul_params) * batch

@@ -1,7 +1,7 @@
-"""Inference, whole: a prompt and new tokens after it, greedily; what is timed, and what prediction runs.
+"""One generation: a prompt and new tokens after it, chosen greedily. Measurement and simulation run it.
 
-As transformers' `generate` does it, without what surrounds it (stopping, sampling, streaming): the prompt
-in one forward that fills the cache and makes logits of its last position alone, then one forward a token.
+It does what transformers' `generate` does, without stopping, sampling and streaming: one forward of the
+prompt fills the cache and makes the logits of the last position only, then one forward makes each token.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ def _nothing(*_: object) -> None:
 
 
 def _forwards(run: Run, count: int) -> Iterable[int]:
-    """The numbers of the forwards; of a simulated decoding the prompt's, the first token's and the last's.
+    """The numbers of the forwards to run.
 
-    Each token is one more of the same, and the last holds most: those between are passed over, unless
-    `whole` asks for them.
+    In a simulated decoding these are the prompt's, the first decoded token's and the last one's. The last
+    token holds most, and those between differ only in the cache's length: they are passed over, unless the
+    trial is to be simulated `whole`.
     """
-    passes_over = run.imagined and not run.trial.whole and count > 3
+    passes_over = run.is_fake and not run.trial.whole and count > 3
     return (0, 1, count - 1) if passes_over else range(count)
 
 
@@ -38,10 +39,10 @@ def generate(
 
     Args:
         run: a built trial.
-        enter: told the phase about to begin (prefill, each decode, what is passed over, done); for watchers
+        enter: called with the phase that begins (prefill, each decode, passed over, done); for watchers
             only.
         mark: called when a token has been made, without waiting for the device.
-        look: shown each token's logits, [micro_batch_size, vocab_size]; for watchers only.
+        look: called with each token's logits, [micro_batch_size, vocab_size]; for watchers only.
 
     Returns:
         The tokens, [micro_batch_size, 1 or decode_tokens], on the device: reading them would synchronise.
@@ -49,20 +50,20 @@ def generate(
     workload = run.trial.workload
     count = workload.decode_tokens if workload.name == "decode" else 1
     run.cache = run.new_cache()
-    given = run.batches[0]["input_ids"]
+    input_ids = run.batches[0]["input_ids"]
     tokens: list[torch.Tensor] = []
     for number in _forwards(run, count):
-        between = number - len(tokens)
-        if between:
+        skipped = number - len(tokens)
+        if skipped:
             enter("passed over")
-            run.pass_over(run.cache, between)
-            tokens += [torch.empty_like(given) for _ in range(between)]
+            run.pass_over(run.cache, skipped)
+            tokens += [torch.empty_like(input_ids) for _ in range(skipped)]
         enter("decode" if number else "prefill")
-        output = run.model(input_ids=given, past_key_values=run.cache, use_cache=True, logits_to_keep=1)
+        output = run.model(input_ids=input_ids, past_key_values=run.cache, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1]
         look(logits)
-        given = logits.argmax(-1, keepdim=True)
-        tokens.append(given)
+        input_ids = logits.argmax(-1, keepdim=True)
+        tokens.append(input_ids)
         del output, logits
         mark()
     generated = torch.cat(tokens, dim=1)

@@ -24,12 +24,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """What an architecture consists of, in elements: one entry of `blocks` for each kind of block."""
+    """What an architecture consists of, in elements."""
 
-    outside: int
-    head: int
-    blocks: tuple[tuple[tuple[Linear, ...], int], ...]  # linears, and elements of norms
-    layers: int
+    outside: int  # embeddings, head and what else is in no block
+    head: int  # the output matrix, tied or not
+    blocks: tuple[tuple[tuple[Linear, ...], int], ...]  # for each kind: its linears, elements of its norms
+    layers: int  # blocks of each kind
 
     @property
     def in_linears(self) -> int:
@@ -37,13 +37,13 @@ class Shape:
         return self.layers * sum(linear.weights for linears, _ in self.blocks for linear in linears)
 
     def outer_tensors(self) -> Iterator[int]:
-        """Elements of the embedding, of a head that is not tied to it, and of the rest together."""
+        """Elements of the embedding, of the head unless tied, and of all other tensors outside together."""
         matrices = self.outside // self.head
         yield from [self.head] * matrices
         yield self.outside - matrices * self.head
 
     def tensors(self) -> Iterator[tuple[int, int]]:
-        """Elements of each tensor, norms of a block together, and how many there are of it."""
+        """Pairs (elements, how many such tensors); the norms of a block count as one tensor."""
         yield from ((elements, 1) for elements in self.outer_tensors())
         for linears, norms in self.blocks:
             yield norms, self.layers
@@ -54,7 +54,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All of them; tied ones once."""
+        """All parameters, tied ones once."""
         others = sum(
             norms + sum(linear.outputs for linear in linears if linear.bias)
             for linears, norms in self.blocks

@@ -1,4 +1,4 @@
-"""What a trial holds in memory while it runs, and questions about it that several modules ask."""
+"""`Run`: all that a trial holds in memory while it runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bench.trial.spec import Trial
 from bench.workload.architectures import DTYPES, blocks_of
 
 
-class NotInForceError(RuntimeError):  # reads as what happened
-    """A technique that the trial asked for did not happen; its numbers would be a lie."""
+class NotInForceError(RuntimeError):
+    """A technique that the trial asked for was not in force, so its numbers would be wrong."""
 
 
 class _Offload(Protocol):
@@ -35,22 +35,22 @@ def _no_cache(*_: Any) -> Any:
 
 
 def ignored(_tensor: torch.Tensor) -> None:
-    """What `Run.sent_to_host` does while nobody watches."""
+    """What `Run.sent_to_host` does if no tracker watches."""
 
 
 @dataclass
 class Run:
     """A trial under construction, then in training or inference.
 
-    `batches` holds one batch for each micro-step, every value [micro_batch_size, seq_len]. `target` is the
-    type of device whose memory is asked about: where it runs, or where a simulated trial would.
+    `platform` is the one whose memory is asked about: where the trial runs or, if it is simulated, where it
+    would run. `batches` holds one batch for each micro-step, every value [micro_batch_size, seq_len].
     """
 
     trial: Trial
     device: torch.device
     platform: Platform
     model: nn.Module
-    optimizer: torch.optim.Optimizer = field(init=False)  # of what trains; inference has none
+    optimizer: torch.optim.Optimizer = field(init=False)  # not set in inference
     scaler: torch.amp.GradScaler = field(init=False)
     batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
     activation_offload: _Offload | None = None
@@ -58,13 +58,13 @@ class Run:
     new_cache: Callable[[], Any] = _no_cache
     pass_over: Callable[[Any, int], None] = _no_cache
     cache: Any = None  # of the generation under way
-    host_weights: list[torch.Tensor] = field(default_factory=list)  # that hooks bring to the device
-    disk: TemporaryDirectory[str] | None = None  # where weights wait; it goes with the run
+    host_weights: list[torch.Tensor] = field(default_factory=list)  # hooks copy them to the device
+    disk: TemporaryDirectory[str] | None = None  # where offloaded weights lie; deleted with the run
     sent_to_host: Callable[[torch.Tensor], None] = ignored
 
     @property
-    def imagined(self) -> bool:
-        """Whether tensors have shapes and no data, and other ranks do not exist."""
+    def is_fake(self) -> bool:
+        """Whether tensors are fake, with shapes and no data, and the other ranks do not exist."""
         return self.trial.method == "simulate"
 
     def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:

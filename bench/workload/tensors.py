@@ -1,7 +1,7 @@
-"""The tensors among an operation's arguments and results.
+"""Which tensors a thing holds: an operation's arguments, a model, an optimizer, a cache.
 
-Operations take and return tensors, lists of tensors, and values that are neither: a plain walk finds them
-several times faster than torch's general one for trees, and it is done for each operation of a step.
+`tensors_in` runs for each operation of a step: a plain walk over lists and tuples is several times faster
+than torch's general one for trees (`tree_leaves`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def quantised_linears(model: nn.Module) -> list[nn.Module]:
-    """bitsandbytes' linears, in whichever int8 or 4-bit mode."""
+    """bitsandbytes' int8 and 4-bit linears."""
     return [m for m in model.modules() if isinstance(m, bnb.nn.Linear8bitLt | bnb.nn.Linear4bit)]
 
 
@@ -65,7 +65,7 @@ def gradient_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """The optimizer's state, including what bitsandbytes keeps beside it."""
+    """The optimizer's state, and the quantisation maps that bitsandbytes keeps beside it."""
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, torch.Tensor):
@@ -83,7 +83,7 @@ def cache_tensors(cache: Any) -> Iterator[torch.Tensor]:
 
 
 def parameter_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Elements of each parameter, unsharded and unpacked: a 4-bit weight counts two a byte."""
+    """Elements of each parameter, unsharded and unpacked: a 4-bit weight counts two elements a byte."""
     sizes = {parameter: parameter.numel() for parameter in model.parameters()}
     for module in quantised_linears(model):
         weight, rows, columns = module.weight, module.out_features, module.in_features
@@ -92,6 +92,6 @@ def parameter_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def parameter_counts(run: Run) -> tuple[int, int]:
-    """All parameters and those that train, counted unsharded and unpacked (4-bit: two a byte)."""
+    """All parameters and those that train, counted unsharded and unpacked (4-bit: two elements a byte)."""
     sizes = parameter_sizes(run.model)
     return sum(sizes.values()), sum(n for p, n in sizes.items() if p.requires_grad)

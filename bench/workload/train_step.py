@@ -1,4 +1,4 @@
-"""One training step, whole: the code that measurement times, prediction runs, and attribution watches."""
+"""One training step: measurement times it, simulation runs it on fake tensors, the tracker watches it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _unwatched(_phase: str) -> None:
 
 
 def run_one_step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
-    """What the workload repeats: a training step, or a generation."""
+    """One training step or, if the workload is inference, one generation."""
     return generate(run, enter) if run.trial.workload.inference else step(run, enter)
 
 
@@ -24,7 +24,7 @@ def step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
 
     Args:
         run: a built trial.
-        enter: told the phase about to begin (forward, backward, optimizer); for watchers only, a
+        enter: called with the phase that begins (forward, backward, optimizer, done); for watchers only, a
             timed step passes nothing.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Gives values to a model made of shapes, one parameter at a time, on the device where it will live.
+"""Gives values to a model on the meta device, one parameter at a time, on the device where it will live.
 
 A parameter's random values depend on the seed and on the parameter's own name alone. So the base
-weights are the same with and without adapters, whole or sharded, checkpointed or not, which is what
-lets losses be compared between techniques. Quantised parameters are quantised as they are made: at no
-time does more than one of them exist in full precision, and no checkpoint is written.
+weights are equal with and without adapters, whole or sharded, checkpointed or not, and losses can be
+compared between techniques. Quantised parameters are quantised as they are made: never does more than
+one of them exist in full precision, and no checkpoint is written.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from bench.workload.architectures import DTYPES, auto_class, config_of
 
 Values = Callable[[str, torch.Size, torch.device], torch.Tensor]
 
-# As GPT-2 and LLaMA initialise; in wide models less, so that what a matrix makes of a normed input has a
-# standard deviation of a half. With more, nearly every column of the next matrix' input has a value beyond
-# 6 somewhere (at 0.02, in 2048 tokens of LLaMA-7B, 99.9 % of its down projection's), where a trained model
-# has one in a thousand (Dettmers 2022), and int8 would be measured doing its arithmetic in 16 bits.
+# 0.02 as GPT-2 and LLaMA initialise; less in wide models, so that a matrix' output for a normed input has a
+# standard deviation of a half. With more, nearly every input column of the next matrix has a value beyond 6
+# (at 0.02, in 2048 tokens of LLaMA-7B, 99.9 % of the down projection's). A trained model has one such
+# column in a thousand (Dettmers 2022); with more, int8 would be measured multiplying in 16 bits.
 _STANDARD_DEVIATION = 0.02
 _OUTPUT_DEVIATION = 0.5
 
@@ -39,7 +39,7 @@ def canonical_name(name: str) -> str:
 
 
 def random_values(seed: int) -> Values:
-    """Values as a fresh model has them: normal matrices, unit scales, zero biases, peft's adapters."""
+    """Initial values: normal matrices, scales of one, zero biases; adapters as peft initialises them."""
 
     def values(name: str, shape: torch.Size, device: torch.device) -> torch.Tensor:
         if "lora_B" in name or name.endswith("bias"):
@@ -83,7 +83,7 @@ def pretrained_values(trial: Trial) -> Values:
 
 
 def values_of(trial: Trial) -> Values:
-    """The source of the trial's weights; a prediction needs none of real ones."""
+    """Where the trial's weights come from; only a measurement reads pretrained ones."""
     real = trial.model.pretrained and trial.method == "measure"
     return pretrained_values(trial) if real else random_values(trial.seed)
 
@@ -101,8 +101,8 @@ def materialise(
 
     Args:
         root: a module, whole model or single block.
-        names: of the model's parameters, by the meta parameters themselves.
-        made: what was made so far, by meta parameter; tied parameters stay tied through it.
+        names: the names of the model's parameters, by meta parameter.
+        made: the parameters made so far, by meta parameter, so that tied parameters stay tied.
         values: where values come from, by canonical name.
         device: where the parameters will live.
         compute_dtype: what 4-bit weights are quantised from and computed in.
@@ -175,8 +175,11 @@ def _parameter(
 
 
 def _subclassed(kind: Any, data: torch.Tensor, *, requires_grad: bool, **attributes: Any) -> nn.Parameter:
-    """`data` as bitsandbytes' kind of parameter. A fake tensor cannot become one; there a plain parameter
-    carries the attributes, which is all that bitsandbytes' linears ask of it."""
+    """`data` as bitsandbytes' kind of parameter.
+
+    A fake tensor cannot become one: for it a plain parameter carries the attributes, and bitsandbytes'
+    linears ask for nothing more.
+    """
     if not isinstance(data, FakeTensor):
         return kind(data, requires_grad=requires_grad, **attributes)  # type: ignore[no-any-return]
     parameter = nn.Parameter(data, requires_grad=requires_grad)

@@ -46,13 +46,13 @@ class _Forward:
         return self.trial.micro_batch_size * self.tokens
 
     @property
-    def each(self) -> int:
-        """Bytes of a number."""
+    def bytes_per_element(self) -> int:
+        """Bytes of one element in the compute dtype."""
         return BYTES[self.trial.precision.compute_dtype]
 
     def wide(self, width: int) -> int:
         """Bytes of a tensor with `width` numbers for each new token."""
-        return self.taken(self.rows * width * self.each)
+        return self.taken(self.rows * width * self.bytes_per_element)
 
     def taken(self, count: float) -> int:
         """What a tensor of so many bytes takes."""
@@ -70,7 +70,7 @@ class _Forward:
                 return self._int8_in_python(inputs, outputs) if python else self._int8(inputs, outputs)
             case "nf4":
                 scales = weight // _BLOCK * _FLOAT if self.trial.precision.double_quant else 0
-                return scales + self.taken(weight * self.each) + made
+                return scales + self.taken(weight * self.bytes_per_element) + made
             case _:
                 return made
 
@@ -152,7 +152,7 @@ def _moments(forward: _Forward) -> Iterator[Moment]:
     cache = cache_bytes(trial, forward.cached, forward.platform)
     held = forward.wide(h) * (2 if model.layers > 1 else 1)
     if model.family == "llama":
-        held += 2 * forward.tokens * model.head_dim * forward.each
+        held += 2 * forward.tokens * model.head_dim * forward.bytes_per_element
     else:
         held += forward.wide(h) // (1 if model.family == "opt" else trial.micro_batch_size)
     norm = 2 * rows * h * _FLOAT if model.family == "llama" else forward.wide(h)
@@ -229,4 +229,4 @@ def _head(forward: _Forward) -> int:
 
     if not onednn_multiplies(trial.precision.compute_dtype):
         return logits
-    return logits + sequences * model.hidden_size * model.vocab_size * forward.each
+    return logits + sequences * model.hidden_size * model.vocab_size * forward.bytes_per_element

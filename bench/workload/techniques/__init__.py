@@ -1,8 +1,8 @@
 """The memory-saving techniques, in the order in which they must be applied.
 
 One technique, one module, with two functions (see `Technique`). `apply` changes the run under
-construction; `watch` is called before a step that nobody times and returns what, after that step,
-shows that the technique was in force. Adding a technique: CONTRIBUTING.md.
+construction; `watch` is called before a step that is not timed, and returns a function that says after
+the step whether the technique was in force. Adding a technique: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Technique(Protocol):
         """
 
 
-# What the modules are, decided on shapes alone; then where the bytes live and what owns state.
+# First those that change modules, on meta; then those that place bytes or own state.
 SHAPING = cast("tuple[Technique, ...]", (precision, lora, checkpointing))
 PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer, kv_cache))
 TECHNIQUES = (*SHAPING, *PLACING)

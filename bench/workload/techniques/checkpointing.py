@@ -2,9 +2,9 @@
 
 The wrapper goes on before sharding, so that FSDP's hooks stay outside it and a recomputed block is
 gathered once. It is the non-reentrant kind, with one exception. bitsandbytes' int8 matmul keeps its
-input on its own autograd context instead of saving it through autograd, so the non-reentrant kind,
-which works by intercepting saved tensors, cannot free it; there the reentrant kind, which runs the
-first forward without a graph at all, is the one that saves memory.
+input on its own autograd context instead of saving it through autograd. The non-reentrant kind works by
+intercepting saved tensors and cannot free that input. The reentrant kind runs the first forward without
+a graph, so it is used there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MATMUL_AND_ATTENTION = (
 )
 
 
-def _keep_dear_outputs(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+def _keep_costly_outputs(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
     """The selective policy: keep outputs of matmuls and attention, recompute everything else."""
     if op.name().split(".")[0] in _MATMUL_AND_ATTENTION:
         return CheckpointPolicy.MUST_SAVE
@@ -49,7 +49,7 @@ def apply(run: Run) -> None:
     reentrant = run.trial.precision.quantization == "int8"
     options: dict[str, Any] = {"checkpoint_impl": CheckpointImpl.NO_REENTRANT}
     if level == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_dear_outputs)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_costly_outputs)
     elif reentrant:
         options["checkpoint_impl"] = CheckpointImpl.REENTRANT
         _require_input_gradients(run.model)
@@ -58,7 +58,7 @@ def apply(run: Run) -> None:
 
 
 def _require_input_gradients(model: nn.Module) -> None:
-    """Without it, the reentrant kind sees frozen embeddings and concludes nothing needs gradients."""
+    """Makes the embeddings' output require gradients; else, with frozen ones, no block gets any."""
     shared = model.get_input_embeddings().weight  # type: ignore[operator]
     for module in model.modules():  # an encoder-decoder has two modules over one weight
         if isinstance(module, nn.Embedding) and module.weight is shared:

@@ -1,9 +1,9 @@
 """FSDP and DDP: where parameters, gradients and optimizer state live among the ranks.
 
-This is also where the weights get their values, because it decides how much of the model one device
-ever holds. Under sharding, each block is made, sharded, and freed before the next is made: the whole
-model never exists on one device. torch's fully_shard and DistributedDataParallel are called directly;
-accelerate's FSDP plugin silently runs DDP on the CPU.
+The weights get their values here, because sharding decides how much of the model one device ever holds:
+each block is made, sharded and freed before the next is made, so the whole model never exists on one
+device. torch's fully_shard and DistributedDataParallel are called directly, because accelerate's FSDP
+plugin silently runs DDP on the CPU.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def apply(run: Run) -> None:
         "names": {parameter: name for name, parameter in run.model.named_parameters()},
         "made": {},
         "values": values_of(trial),
-        # what inference offloads never was on the device: it may not fit there
-        "device": torch.device("cpu") if _waits_elsewhere(trial) else run.device,
+        # what inference offloads is made on the host: it may not fit on the device
+        "device": torch.device("cpu") if _offloads_inference(trial) else run.device,
         "compute_dtype": DTYPES[trial.precision.compute_dtype],
     }
     if trial.fsdp.shards:
@@ -59,7 +59,7 @@ def apply(run: Run) -> None:
             run.gradient_sync = _ddp_gradient_sync
 
 
-def _waits_elsewhere(trial: Trial) -> bool:
+def _offloads_inference(trial: Trial) -> bool:
     return trial.workload.inference and trial.offload.name in ("params", "disk")
 
 
@@ -84,7 +84,7 @@ def _sharding(run: Run) -> dict[str, Any]:
 
 
 def _mesh(run: Run) -> DeviceMesh:
-    with unset_fake_temporarily():  # it asks real numbers of its ranks, imagined or not
+    with unset_fake_temporarily():  # it computes on the ranks' numbers, which must have data
         return init_device_mesh(run.device.type, (run.trial.world_size,))
 
 

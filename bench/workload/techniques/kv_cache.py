@@ -1,7 +1,7 @@
-"""The key-value cache: what a token that has been seen costs for as long as it may be attended to.
+"""The key-value cache: keys and values of all tokens so far, which later tokens attend to.
 
-`dynamic` copies keys and values into tensors that are a token longer at each step; `static` makes them at
-their final size when the prompt comes. Both are transformers' own.
+`dynamic` copies keys and values at each step into tensors that are one token longer; `static` allocates
+them at their final size with the prompt. Both are transformers' own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KINDS = {"dynamic": DynamicCache, "static": StaticCache}
 
 
 def apply(run: Run) -> None:
-    """Says how a generation's cache is made; every generation has its own."""
+    """Sets the function that makes a cache; every generation has its own."""
     trial = run.trial
     if not trial.workload.inference:
         return
@@ -31,7 +31,7 @@ def apply(run: Run) -> None:
 
 
 def _pass_over(cache: Any, more: int) -> None:
-    """The cache as it is when `more` tokens have been seen, without their forwards."""
+    """Brings the cache to the size that it has after `more` tokens, without running their forwards."""
     for layer in cache.layers:
         if isinstance(cache, StaticCache):
             layer.cumulative_length.add_(more)
@@ -42,7 +42,7 @@ def _pass_over(cache: Any, more: int) -> None:
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
-    """The cache's class, and the bytes that the cache of one generation held in the end."""
+    """The cache's class, and the bytes that one generation's cache held at its end."""
     if not run.trial.workload.inference:
         return dict
     made: list[Any] = []

@@ -34,7 +34,7 @@ def apply(run: Run) -> None:
 
 
 def _require_all(targets: list[str], model: nn.Module) -> None:
-    """peft is content if any of the names is a module's; a misspelt one would be passed over."""
+    """Raises ValueError for a name that is no module's. peft raises only if none of the names is one."""
     ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     missing = [target for target in targets if target not in ends]
     if missing:

@@ -1,14 +1,14 @@
-"""Offload: what waits on the host.
+"""Offload: parameters or activations that lie on the host, or in files, until they are needed.
 
-`params` is a policy of FSDP and is put in force where the shards are made; here it is only watched.
-`activations` moves tensors saved for backward to pinned host memory and back. It differs from torch's
-save_on_cpu in one thing: it leaves weights alone. Autograd saves them for backward too, and a copy of a
-weight on the host saves no byte of the device, where the weight stays anyway.
+`params` is a policy of FSDP, set in `fsdp.py`; here it is only watched. `activations` moves tensors saved
+for backward to pinned host memory and back. It differs from torch's save_on_cpu in one thing: it leaves
+weights alone. Autograd saves weights for backward too, but they stay on the device anyway, so a copy on the
+host would free nothing.
 
-For inference `params` and `disk` are accelerate's hooks: weights wait on the host, or in files, and come to
-the device for as long as their block computes.
+For inference `params` and `disk` are accelerate's hooks: weights lie on the host, or in files, and are
+copied to the device for as long as their block computes.
 
-On a CPU device the host is the device: the copies are real, and nothing is saved. The row shows it.
+On a CPU the host is the device: the copies are made, and no memory is saved. The row shows it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ActivationOffload:
             owner.register_forward_pre_hook(lambda module, _args: self._learn_weights(module))
 
     def context(self) -> AbstractContextManager[Any]:
-        """To be entered around the forward."""
+        """The context to run the forward in."""
         self._weights.clear()
         self._learn_weights(self.run.model)
         return saved_tensors_hooks(self._pack, self._unpack)
@@ -86,13 +86,13 @@ def _hook_weights(run: Run, *, to_disk: bool) -> None:
         run.disk = TemporaryDirectory(prefix="bench-weights-")
         accelerate.disk_offload(run.model, run.disk.name, **options)
         return
-    waiting = {name: parameter.detach().cpu() for name, parameter in run.model.state_dict().items()}
-    run.host_weights = list(waiting.values())
-    accelerate.cpu_offload(run.model, state_dict=waiting, **options)
+    state_on_host = {name: parameter.detach().cpu() for name, parameter in run.model.state_dict().items()}
+    run.host_weights = list(state_on_host.values())
+    accelerate.cpu_offload(run.model, state_dict=state_on_host, **options)
 
 
-def _weights_elsewhere(run: Run) -> dict[str, Any]:
-    """What waits outside the device between forwards; nothing of the model may be left on it."""
+def _offloaded_weights(run: Run) -> dict[str, Any]:
+    """Bytes of weights outside the device between forwards; raises NotInForceError if any stay on it."""
     left = sum(p.nbytes for p in run.model.parameters() if p.device.type != "meta")
     if left:
         raise NotInForceError(
@@ -105,7 +105,7 @@ def _weights_elsewhere(run: Run) -> dict[str, Any]:
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
-    """Bytes that wait on the host: of parameters, or of activations in one step."""
+    """Bytes kept on the host: of parameters, or of activations in one step."""
     offload = run.activation_offload
     before = offload.offloaded_bytes if offload else 0
 
@@ -114,7 +114,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
         if level == "off":
             return {}
         if run.trial.workload.inference:
-            return _weights_elsewhere(run)
+            return _offloaded_weights(run)
         if offload:
             moved = offload.offloaded_bytes - before
         else:
