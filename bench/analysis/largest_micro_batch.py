@@ -31,7 +31,7 @@ class Search:
     Attributes:
         trial: the trial, whatever its micro-batch.
         free_bytes: the bytes that tensors may take.
-        simulated: the simulated columns by micro-batch; at the start of the trial's own size.
+        simulated: the simulations by micro-batch; at the start that of the trial's own size.
         closed_form_guess: the answer by the closed form (`initial_guess`); 0 if there is none.
         stride: how far beyond the lines' answer to look next; doubled each time.
     """

@@ -196,7 +196,7 @@ def advice(unfit: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
         unfit: answers of which none fits.
         gpu: the card.
         margin: the share of its memory to leave free.
-        predict: simulates trials and returns their columns in the same order.
+        predict: simulates trials and returns the results in the same order.
     """
     closest = min(unfit, key=lambda answer: answer.peak)
     sharded = [
