@@ -1,10 +1,10 @@
-"""The door to the ledger of claims: `python bench/claims.py` simulates each and says what it finds.
+"""Claims of the literature: `python bench/claims.py` simulates each and prints its verdict.
 
 analysis/claims.yaml holds what the literature says each technique does to memory, with its source, and the
-trials that test it at the claim's own scale; what it says about time is put to the rows of results_dir=DIR
-(the only key). The table is also written to DIR/report/claims.md, and what was simulated to
-DIR/claims.json, where bench/report.py finds it. Exit codes: 0, whatever the verdicts; 2 when the command
-line or the ledger is wrong.
+trials that test it at the claim's own scale. Claims about time are tested on the measured rows of
+results_dir=DIR (its only argument). The table is also written to DIR/report/claims.md, and the simulated
+values to DIR/claims.json, which bench/report.py reads. Exit codes: 0, whatever the verdicts; 2 if the
+command line or the ledger is wrong.
 """
 
 import sys
@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     try:
         words = read_key_values(arguments, {"results_dir": ROOT / "results"})
         claims = literature.read_claims(literature.LEDGER)
-        imagined = {said: trial for claim in claims for said, trial in literature.trials_of(claim).items()}
+        to_simulate = {
+            words: trial for claim in claims for words, trial in literature.trials_of(claim).items()
+        }
     except (KeyValueError, literature.LedgerError) as error:
         print(f"bench/claims.py: {error}", file=sys.stderr)
         return 2
@@ -34,8 +36,8 @@ def main(arguments: list[str]) -> int:
     from bench.results import store
 
     with Simulator() as predict:
-        simulations = predict(list(imagined.values()))
-    columns = {words: one.columns for words, one in zip(imagined, simulations, strict=True)}
+        simulations = predict(list(to_simulate.values()))
+    columns = {words: one.columns for words, one in zip(to_simulate, simulations, strict=True)}
     values = {claim.claim: literature.simulated(claim, columns) for claim in claims}
     literature.write_values(values, words["results_dir"] / "claims.json")
     trials = studies.trials(store.read(words["results_dir"], columns=studies.COLUMNS))

@@ -1,11 +1,11 @@
-"""The door to compaction: `python bench/compact.py results_dir=DIR` merges DIR/trials into few large files.
+"""Compaction: `python bench/compact.py results_dir=DIR` merges DIR/trials into few large files.
 
   results_dir=DIR      default results
-  older_than_days=N    only files that are older (default 0: all)
-Every reader, plain pandas included, sees the same rows before and after, and reads them much faster. Trials
-may run meanwhile. Files that cannot be read, or that a newer version wrote, stay where they are and are
-named. Exit codes: 0; 1 when the folder cannot be read or written to, or another compaction is at work in
-it; 2 when the command line is wrong.
+  older_than_days=N    merges only older files; default 0, which merges all
+Every reader, plain pandas included, reads the same rows before and after, and much faster after. Trials may
+run meanwhile. Files that cannot be read, or that a newer version wrote, stay where they are and are named.
+Exit codes: 0; 1 if the folder cannot be read or written to, or another compaction is running in it; 2 if
+the command line is wrong.
 """
 
 import sys
@@ -15,7 +15,7 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 
 def main(arguments: list[str]) -> int:
-    """Merges, says what came of it, and returns the exit code."""
+    """Merges, prints what was merged, and returns the exit code."""
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.paths import ROOT
 
@@ -37,18 +37,18 @@ def main(arguments: list[str]) -> int:
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
             task = live.add_task("merging files", total=None)
-            done = compaction.compact(
+            merge = compaction.compact(
                 words["results_dir"],
                 words["older_than_days"],
-                lambda read, of: live.update(task, completed=read, total=of),
+                lambda read, total: live.update(task, completed=read, total=total),
             )
     except (OSError, compaction.BusyError) as error:
         print(f"bench/compact.py: {error}", file=sys.stderr)
         return 1
-    parquet.warn_unreadable(done.left, "left as it is")
-    into = f" into {count_of(len(done.parts), 'file')}" if done.parts else ""
-    merged = f"{count_of(done.rows, 'row')} of {count_of(done.files, 'file')} merged"
-    print(f"{merged}{into}, {len(done.left)} left")
+    parquet.warn_unreadable(merge.left, "left as it is")
+    into = f" into {count_of(len(merge.parts), 'file')}" if merge.parts else ""
+    merged = f"{count_of(merge.rows, 'row')} of {count_of(merge.files, 'file')} merged"
+    print(f"{merged}{into}, {len(merge.left)} left")
     return 0
 
 

@@ -1,17 +1,17 @@
-"""The door to comparison: `python bench/compare.py baseline=DIR candidate=DIR` says what got worse.
+"""Comparison: `python bench/compare.py baseline=DIR candidate=DIR` says what got worse.
 
-Its words:
+Its key=value arguments:
   baseline=PATH       a results folder, or a glob of parquet files
-  baseline_ref=NAME   instead: results/reference/NAME, a set accepted into the repository; or auto for the
-                      candidate's device, which may have none yet
-  candidate=PATH      likewise; default results
-  slower=0.03         share of the throughput that may be lost
-  p=0.01              the chance of seeing such a loss by accident, at most
-  memory_bytes=0      bytes that the peak may grow by
-  any_device=false    compare rows of different devices too
-  markdown=FILE       write the table there as well
-Options are words too: --baseline-ref NAME, --baseline-ref=NAME. Exit codes: 0 when nothing got worse, or
-nothing can be compared (it says which); 1 on a regression; 2 when the command line is wrong or the devices
+  baseline_ref=NAME   instead of baseline: results/reference/NAME, a set accepted into the repository; auto
+                      takes that of the candidate's device, which need not exist
+  candidate=PATH      a results folder, or a glob of parquet files; default results
+  slower=0.03         the share of the throughput that may be lost
+  p=0.01              the largest probability of such a loss by chance that counts as a regression
+  memory_bytes=0      the bytes by which the peak may grow
+  any_device=false    true also compares rows of different devices
+  markdown=FILE       also write the table there
+Options work too: --baseline-ref NAME, --baseline-ref=NAME. Exit codes: 0 if nothing got worse, or nothing
+can be compared (it prints which); 1 if something got worse; 2 if the command line is wrong or the devices
 differ.
 """
 
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
+
+_PLAIN_WIDTH = 180  # columns, where the output is no terminal
 
 
 def main(arguments: list[str]) -> int:
@@ -41,8 +43,9 @@ def main(arguments: list[str]) -> int:
     try:
         words = read_key_values(options_as_key_values(arguments), defaults)
         return _compare(words)
-    except (KeyValueError, comparison.OtherDevice) as error:
-        hint = " (any_device=true compares them all the same)" * isinstance(error, comparison.OtherDevice)
+    except (KeyValueError, comparison.OtherDeviceError) as error:
+        other_device = isinstance(error, comparison.OtherDeviceError)
+        hint = " (any_device=true compares them all the same)" if other_device else ""
         print(f"bench/compare.py: {error}{hint}", file=sys.stderr)
         return 2
 
@@ -62,22 +65,22 @@ def _compare(words: dict[str, Any]) -> int:
         return 0
     before = _rows(baseline)
     thresholds = comparison.Thresholds(words["memory_bytes"], words["slower"], words["p"])
-    found = comparison.compare(before, after, thresholds, any_device=words["any_device"])
-    said = comparison.verdict(found, before, after)
-    _write(words["markdown"], "\n\n".join([comparison.comparison_markdown(found).rstrip(), *said]))
-    _show(found, said)
-    return 1 if any(one.regressions for one in found) else 0
+    compared = comparison.compare(before, after, thresholds, any_device=words["any_device"])
+    verdict = comparison.verdict(compared, before, after)
+    _write(words["markdown"], "\n\n".join([comparison.comparison_markdown(compared).rstrip(), *verdict]))
+    _show(compared, verdict)
+    return 1 if any(trial.regressions for trial in compared) else 0
 
 
 def _accepted(name: str, after: list[dict[str, Any]], candidate: str) -> str:
-    """The folder of a set in the repository; with auto it need not be there."""
+    """The folder of an accepted baseline; with `auto`, of the candidate's device, which need not exist."""
     from bench.config.key_values import KeyValueError
     from bench.results import baselines
 
     if name != "auto":
         if name not in baselines.names():
-            there = ", ".join(baselines.names()) or "none yet"
-            raise KeyValueError(f"baseline_ref={name}: no such set; there are: {there}; or auto, by device")
+            known = ", ".join(baselines.names()) or "none yet"
+            raise KeyValueError(f"baseline_ref={name}: no such set; there are: {known}; or auto, by device")
         return str(baselines.FOLDER / name)
     try:
         return str(baselines.FOLDER / baselines.name_of(baselines.device_of(after)))
@@ -117,24 +120,23 @@ def _rows(place: str) -> list[dict[str, Any]]:
     return resume.without_resolved_failures(store.records_of(files))
 
 
-def _show(found: list[Any], said: list[str]) -> None:
-    from rich.console import Console
+def _show(compared: list[Any], verdict: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from bench import formatting
     from bench.analysis import comparison
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=180)
-    if found:
-        header, rows = comparison.comparison_lines(found)
+    console = formatting.console(_PLAIN_WIDTH)
+    if compared:
+        header, rows = comparison.comparison_lines(compared)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in header:
             table.add_column(name, overflow="fold")
-        for one, row in zip(found, rows, strict=True):
-            table.add_row(*map(escape, row), style="red" if one.regressions else "")
+        for trial, row in zip(compared, rows, strict=True):
+            table.add_row(*map(escape, row), style="red" if trial.regressions else "")
         console.print(table, highlight=False)
-    for sentence in said:
+    for sentence in verdict:
         console.print(f"\n{escape(sentence)}")
 
 

@@ -1,11 +1,11 @@
-"""The door to the doctor: `python bench/doctor.py results_dir=DIR` says what is wrong, and how to mend it.
+"""Diagnosis: `python bench/doctor.py results_dir=DIR` says what is wrong and how to mend it.
 
-It looks at the installation (versions, devices, a trial that really runs) and at a folder of results (files
-that are no rows, places that killed sweeps left, trials that failed). It changes nothing.
-Its words:
+It checks the installation (versions, devices, a trial that really runs) and a results folder (files that
+are not rows, hidden files that killed sweeps left, trials that failed). It changes nothing.
+Its key=value arguments:
   results_dir=DIR     default results
-  trial=true          also execute a tiny trial, as bench/run.py would
-Exit codes: 0 when all is well; 1 when something has to be mended; 2 when the command line is wrong.
+  trial=true          also executes a tiny trial, as bench/run.py would; false does not
+Exit codes: 0 if all is well; 1 if something has to be mended; 2 if the command line is wrong.
 """
 
 import sys
@@ -26,12 +26,12 @@ def main(arguments: list[str]) -> int:
         return 2
     from bench.sweep import diagnosis
 
-    found = []
+    findings = []
     for finding in diagnosis.findings(words["results_dir"], trial=words["trial"]):
         diagnosis.show(finding)
-        found.append(finding)
-    wrong = [finding for finding in found if finding.wrong]
-    print(f"\n{len(wrong)} of {len(found)} to mend" if wrong else f"\nAll {len(found)} are well")
+        findings.append(finding)
+    wrong = [finding for finding in findings if finding.wrong]
+    print(f"\n{len(wrong)} of {len(findings)} to mend" if wrong else f"\nAll {len(findings)} are well")
     return 1 if wrong else 0
 
 

@@ -1,10 +1,10 @@
-"""The door to the grades: `python bench/grade.py results_dir=DIR` predicts what was measured there.
+"""Accuracy: `python bench/grade.py results_dir=DIR` predicts what was measured, and prints the errors.
 
-For each measured trial it asks simulation and both formulas, on no device, and prints the errors by
-technique; the table is also written to DIR/report/grades.md, every trial to DIR/report/grades.csv.
-`grid=true` first measures the grid of configurations that the tests grade, on the CPU, and `sample=40` as
-many that nobody picked (`seed=0`). Exit codes: 2 when the command line is wrong, 1 when there is nothing to
-grade.
+It predicts each measured trial by simulation and by both formulas, without a device, and prints the errors
+by technique. The table is also written to DIR/report/grades.md, every trial to DIR/report/grades.csv.
+`grid=true` first measures the tests' grid of configurations on the CPU; `sample=40` measures 40 random ones
+(`seed=0`). Exit codes: 0; 1 if there is nothing to grade, or a trial could not be graded; 2 if the command
+line is wrong.
 """
 
 import csv
@@ -15,9 +15,12 @@ from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
+_PLAIN_WIDTH = 120  # columns, where the output is no terminal
+
 
 def main(arguments: list[str]) -> int:
     """Grades, prints and writes; returns the exit code."""
+    from bench import formatting
     from bench.analysis import accuracy, accuracy_grid
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.paths import ROOT
@@ -32,22 +35,19 @@ def main(arguments: list[str]) -> int:
     chosen = (accuracy_grid.grid() if words["grid"] else []) + accuracy_grid.sample(
         words["sample"], words["seed"]
     )
-    found, failed = _grade(folder, chosen)
-    if not found:
+    graded, failed = _grade(folder, chosen)
+    if not graded:
         print(
             f"bench/grade.py: nothing to grade in {folder / 'trials'}; run bench/run.py first, "
             "or say grid=true",
             file=sys.stderr,
         )
         return 1
-    grades = accuracy.grades_by_technique(found)
-    _write(found, grades, folder / "report")
-    from rich.console import Console
-
-    console = Console()
-    console = console if console.is_terminal else Console(width=120)
+    grades = accuracy.grades_by_technique(graded)
+    _write(graded, grades, folder / "report")
+    console = formatting.console(_PLAIN_WIDTH)
     console.print(accuracy.grades_table(grades))
-    shares = [one.bound_share for one in found if one.bound_share]
+    shares = [trial.bound_share for trial in graded if trial.bound_share]
     if shares:
         above = sum(share > 1 for share in shares)
         console.print(
@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> int:
             highlight=False,
         )
     console.print(
-        f"\n{len(found)} trials; every one in {folder / 'report' / 'grades.csv'}", highlight=False
+        f"\n{len(graded)} trials; every one in {folder / 'report' / 'grades.csv'}", highlight=False
     )
     return 1 if failed else 0
 
 
 def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
-    """What could be graded, and how many could not: those are named as they come."""
+    """The graded trials, and the number of those that could not be graded; each is named on stderr."""
     from rich.console import Console
     from rich.progress import track
 
@@ -74,21 +74,21 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
         *((" ".join(overrides), predictions.grade_now, overrides) for overrides in chosen),
     ]
     console = Console(stderr=True)
-    found: list[Any] = []
+    graded: list[Any] = []
     if not tasks:
-        return found, 0
+        return graded, 0
     failed = 0
     with Simulator() as simulator:
-        for label, grade, what in track(tasks, "grading", console=console):
+        for label, grade, task in track(tasks, "grading", console=console):
             try:
-                found.append(grade(what, simulator))
+                graded.append(grade(task, simulator))
             except predictions.NotGradedError as error:
                 console.print(f"passed over: {label}: {error}", markup=False, highlight=False)
                 failed += 1
-    return found, failed
+    return graded, failed
 
 
-def _write(found: list[Any], grades: Any, folder: Path) -> None:
+def _write(graded: list[Any], grades: Any, folder: Path) -> None:
     from bench.analysis import accuracy
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +101,10 @@ def _write(found: list[Any], grades: Any, folder: Path) -> None:
         writer.writerow(
             ["trial", "measured_bytes", *names, "worst_category_error", "roofline_over_measured"]
         )
-        for one in found:
-            errors = (one.errors.get(name) for name in accuracy.PREDICTORS)
-            worst = max(map(abs, one.category_errors.values()), default=None)
-            writer.writerow([one.label, one.measured_bytes, *errors, worst, one.bound_share])
+        for trial in graded:
+            errors = (trial.errors.get(name) for name in accuracy.PREDICTORS)
+            worst = max(map(abs, trial.category_errors.values()), default=None)
+            writer.writerow([trial.label, trial.measured_bytes, *errors, worst, trial.bound_share])
 
 
 if __name__ == "__main__":

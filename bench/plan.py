@@ -1,13 +1,13 @@
-"""The door to planning: `python bench/plan.py model=llama-7b gpu=rtx-3090` says what fits, what to pick.
+"""Planning: `python bench/plan.py model=llama-7b gpu=rtx-3090` says what fits and what to pick.
 
-Its words are those of bench/run.py, lists included (model=llama-7b,llama-13b), and
+It takes the key=value arguments of bench/run.py, lists included (model=llama-7b,llama-13b), and
   gpu=NAME       a card of conf/gpu/, or auto for the one in this machine
-  gpus=8         how many of them train together
-  margin=0.05    share of the card's memory to leave free
-  results_dir=DIR  rows measured on that card rank before predictions
-workload=decode and prefill ask how many sequences a card infers at once, by precision and cache.
-A path to a config.json, or a hub id, works as a model. Nothing is run on a GPU: peaks are simulated. Exit
-codes: 0 when something fits, 1 when nothing does, 2 when the command line is wrong.
+  gpus=8         the number of cards that train together
+  margin=0.05    the share of the card's memory to leave free
+  results_dir=DIR  combinations measured on that card rank by their measured speed
+workload=decode and workload=prefill plan inference: how many sequences fit at once, by precision and cache.
+model= also takes a path to a config.json, or a hub id. Nothing is run on a GPU: peaks are simulated. Exit
+codes: 0 if something fits, 1 if nothing does, 2 if the command line is wrong.
 """
 
 import itertools
@@ -29,19 +29,19 @@ def main(arguments: list[str]) -> int:
     from bench.paths import ROOT
     from bench.trial.spec import Trial
 
-    own: dict[str, Any] = {"gpu": "auto", "gpus": 1, "margin": 0.05, "results_dir": ROOT / "results"}
-    mine = [word for word in arguments if word.partition("=")[0] in own]
-    others = [word for word in arguments if word not in mine and word != "-m"]
+    defaults: dict[str, Any] = {"gpu": "auto", "gpus": 1, "margin": 0.05, "results_dir": ROOT / "results"}
+    options = [word for word in arguments if word.partition("=")[0] in defaults]
+    trial_words = [word for word in arguments if word not in options and word != "-m"]
     try:
-        words = read_key_values(mine, own)
+        words = read_key_values(options, defaults)
         cards = [_card(name) for name in words["gpu"].split(",")]
         if not 0 <= words["margin"] < 1:
             raise KeyValueError(f"margin={words['margin']}: must be at least 0 and less than 1")
         if words["gpus"] < 1:
             raise KeyValueError(f"gpus={words['gpus']}: must be at least 1")
-        asked = command_line.choices([*_defaults(others), *map(_model, others)])
+        choices = command_line.choices([*_default_shape(trial_words), *map(_model, trial_words)])
         plans: list[tuple[gpu_catalogue.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
-        axes, tables = _split(asked)
+        axes, tables = _techniques_and_rest(choices)
         for card, table in itertools.product(cards, itertools.product(*tables)):
             fixed = (*table, *(values[0] for values in axes if len(values) == 1))
             plans.append((card, fixed, _trials(fixed, axes, words["gpus"], card)))
@@ -55,25 +55,26 @@ def main(arguments: list[str]) -> int:
     with Simulator() as predict:
         for card, fixed, trials in plans:
             try:
-                found = planning.answers(trials, card, words["margin"], predict, _bound)
-                said = None
-                if found and not any(answer.fits for answer in found):
-                    said = planning.advice(found, card, words["margin"], predict)
-            except (
-                OSError,
-                ValueError,
-            ) as error:  # a model that cannot be read, or that lacks what it needs
-                first = str(error).strip().splitlines()[0]
-                print(f"bench/plan.py: {' '.join(fixed)}: {first}", file=sys.stderr)
+                answers = planning.answers(trials, card, words["margin"], predict, _bound)
+                advice = None
+                if answers and not any(answer.fits for answer in answers):
+                    advice = planning.advice(answers, card, words["margin"], predict)
+            except (OSError, ValueError) as error:  # the model cannot be read, or lacks what a trial needs
+                reason = str(error).strip().splitlines()[0]
+                print(f"bench/plan.py: {' '.join(fixed)}: {reason}", file=sys.stderr)
                 return 2
-            found = plan_table.with_measured(found, card, words["results_dir"])
-            any_fits |= any(answer.fits for answer in found)
-            plan_table.show_plan(found, card, fixed, words["margin"], said, planning.reasons(trials))
+            answers = plan_table.with_measured(answers, card, words["results_dir"])
+            any_fits |= any(answer.fits for answer in answers)
+            plan_table.show_plan(answers, card, fixed, words["margin"], advice, planning.reasons(trials))
     return 0 if any_fits else 1
 
 
-def _defaults(given: list[str]) -> list[str]:
-    """Shapes that the command line leaves open; what a plan decides itself cannot be given."""
+def _default_shape(given: list[str]) -> list[str]:
+    """Defaults for the shape, where the command line leaves it open.
+
+    Raises:
+        KeyValueError: a key is given that a plan sets itself.
+    """
     from bench.config.key_values import KeyValueError
 
     keys = {word.partition("=")[0] for word in given}
@@ -105,16 +106,16 @@ def _card(name: str) -> Any:
 
 
 def _model(word: str) -> str:
-    """`model=` with a path or a hub id becomes model.pretrained."""
+    """The argument, with `model=` replaced by `model.pretrained=` if it names a path or a hub id."""
     key, _, value = word.partition("=")
     return f"model.pretrained={value}" if key == "model" and "/" in value else word
 
 
-def _split(asked: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
-    """What combines within a table (techniques), and what makes tables of its own (models, shapes)."""
+def _techniques_and_rest(choices: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Choices of techniques, combined within a table, and the others (models, shapes), a table for each."""
     axes = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
-    within = [values for values in asked if values[0].partition("=")[0].split(".")[0] in axes]
-    return within, [values for values in asked if values not in within]
+    techniques = [values for values in choices if values[0].partition("=")[0].split(".")[0] in axes]
+    return techniques, [values for values in choices if values not in techniques]
 
 
 def _trials(

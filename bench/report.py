@@ -1,12 +1,13 @@
-"""The door to the report: `python bench/report.py results_dir=DIR` writes DIR/report/.
+"""The report: `python bench/report.py results_dir=DIR` writes DIR/report/.
 
   index.html          one page that opens from a disk: findings, tables, figures, claims, every row
-  summary.md          the same in short, for a pull request
+  summary.md          findings and tables in short, for a pull request
   figures/, tables/   each figure as SVG and PNG, each table as CSV
-Its words:
+Its key=value arguments:
   results_dir=DIR     default results
-  notebooks=false     also execute the notebooks of analysis/ on these rows, and keep them as HTML
-Exit codes: 0; 1 without any row, or when a notebook fails; 2 when the command line is wrong.
+  notebooks=false     true also executes the notebooks of analysis/ on these rows, and writes them as HTML
+Exit codes: 0; 1 if there is no row, a notebook fails or the report cannot be written; 2 if the command line
+is wrong.
 """
 
 import sys
@@ -16,7 +17,7 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the report, says where it is and what it found, and returns the exit code."""
+    """Writes the report, prints where it is and its findings, and returns the exit code."""
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.paths import ROOT
 

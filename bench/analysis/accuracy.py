@@ -1,8 +1,9 @@
-"""How far predictions are from measurements: what is graded, and the grades by technique.
+"""The errors of predicted peaks against measured ones, and their statistics by technique.
 
-The measured side is the allocator's own count, never the tracker's, so the grade is independent of what
-predicts. An error is (predicted - measured) / measured. Under-estimates are counted apart: an over-estimate
-wastes memory, an under-estimate kills a run.
+In: trials with measured and predicted columns. Out: `Graded` trials, and tables of them. The measured peak
+is the allocator's own count, never the tracker's, because the tracker also makes the prediction. An error
+is (predicted - measured) / measured. Under-estimates are counted apart: an over-estimate wastes memory, an
+under-estimate makes a run fail.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ from bench.trial.spec import Trial
 from bench.trial.vocabulary import CATEGORIES
 
 PREDICTORS = ("simulate", "closed_form", "rule_of_thumb")
-UNDER = -0.01  # an under-estimate beyond this counts
+UNDER = -0.01  # an error below this counts as an under-estimate
 AXES = ("model", "workload", "precision", "lora", "checkpointing", "fsdp", "offload", "optimizer")
 
 
 @dataclass(frozen=True)
 class Graded:
-    """One measured configuration, with each prediction's error; errors are fractions of the measurement.
+    """One measured trial with the errors of its predictions, as fractions of the measured peak.
 
-    `bound_share` is the roofline's least time over the measured median step; above 1 it is no bound. None
-    on a device that the catalogue does not have.
+    Attributes:
+        label: the trial's name in a table.
+        levels: its level on each axis, `precision=int8` and the like; the model's is its family.
+        measured_bytes: the measured peak.
+        errors: by predictor.
+        category_errors: the simulation's, by memory category.
+        bound_share: the roofline's least time over the measured median step; above 1 the roofline was
+            wrong. None on a device that is not in the catalogue.
     """
 
     label: str
@@ -47,24 +54,26 @@ def grade_trial(
     predicted: Mapping[str, Mapping[str, Any]],
     device_name: str = "",
 ) -> Graded:
-    """Compares predictions with a measurement of the same trial.
+    """The errors of predictions against a measurement of the same trial.
 
     Args:
-        label: how the trial is called in a table.
-        trial: what was measured.
-        measured: its columns; `peak_allocated_bytes` is the allocator's.
-        predicted: columns by predictor, for any card: this one's workspaces come on top.
-        device_name: what it was measured on.
+        label: the trial's name in a table.
+        trial: the trial that was measured.
+        measured: its measured columns; `peak_allocated_bytes` is the allocator's.
+        predicted: the predicted columns by predictor. They hold for any card, so the operator workspaces
+            of this one are added.
+        device_name: the device it was measured on.
     """
     peak = int(measured["peak_allocated_bytes"])
-    also = workspaces_bytes(device_name, trial)
+    workspaces = workspaces_bytes(device_name, trial)
     simulated = predicted.get("simulate", {})
     return Graded(
         label=label,
         levels=tuple(_levels(trial)),
         measured_bytes=peak,
         errors={
-            name: (found["peak_allocated_bytes"] + also) / peak - 1 for name, found in predicted.items()
+            name: (columns["peak_allocated_bytes"] + workspaces) / peak - 1
+            for name, columns in predicted.items()
         },
         category_errors={
             category: (simulated[f"{category}_bytes"] - measured[f"{category}_bytes"]) / peak
@@ -82,7 +91,14 @@ def _levels(trial: Trial) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Grade:
-    """A predictor's errors over several configurations: fractions, signed but for the median."""
+    """Statistics of a predictor's errors, as fractions.
+
+    Attributes:
+        count: the number of errors.
+        median: of their absolute values.
+        worst: the largest error by absolute value, with its sign.
+        under: the number of under-estimates beyond `UNDER`.
+    """
 
     count: int
     median: float
@@ -91,7 +107,7 @@ class Grade:
 
     @classmethod
     def of(cls, errors: list[float]) -> Grade:
-        """From at least one error."""
+        """The statistics of these errors, of which there is at least one."""
         return cls(
             count=len(errors),
             median=statistics.median(map(abs, errors)),
@@ -104,17 +120,17 @@ Grades = dict[str, dict[str, Grade]]
 
 
 def grades_by_technique(all_graded: list[Graded]) -> Grades:
-    """Grades by technique, then by predictor; `all` first, then each level in the order of the axes."""
+    """Grades by level, then by predictor: first `all`, then each level in the order of `AXES`."""
     groups: dict[str, list[Graded]] = {"all": all_graded}
-    for one in sorted(all_graded, key=lambda g: g.levels):
-        for level in one.levels:
-            groups.setdefault(level, []).append(one)
-    order = ["all", *sorted(groups.keys() - {"all"}, key=lambda level: _axis_order(level))]
+    for graded in sorted(all_graded, key=lambda graded: graded.levels):
+        for level in graded.levels:
+            groups.setdefault(level, []).append(graded)
+    order = ["all", *sorted(groups.keys() - {"all"}, key=_axis_order)]
     return {
         level: {
-            name: Grade.of([one.errors[name] for one in groups[level] if name in one.errors])
+            name: Grade.of([graded.errors[name] for graded in groups[level] if name in graded.errors])
             for name in PREDICTORS
-            if any(name in one.errors for one in groups[level])
+            if any(name in graded.errors for graded in groups[level])
         }
         for level in order
     }
@@ -126,21 +142,21 @@ def _axis_order(level: str) -> tuple[int, str]:
 
 
 def grades_markdown(table: Grades) -> str:
-    """The grades as a Markdown table, and what its columns are."""
+    """The grades as a Markdown table, after a sentence that explains its columns."""
     header, rows = grades_lines(table)
-    said = "Per predictor: median error, worst error, and how many under-estimates are beyond 1 %.\n\n"
-    return said + markdown_table(header, rows, header[1:])
+    legend = "Per predictor: median error, worst error, and how many under-estimates are beyond 1 %.\n\n"
+    return legend + markdown_table(header, rows, header[1:])
 
 
 def grades_table(grades_by_level: Grades) -> Table:
-    """The same for a terminal."""
+    """The grades as a table for a terminal."""
     header, rows = grades_lines(grades_by_level)
-    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in header:
-        shown.add_column(name, justify="left" if name == header[0] else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == header[0] else "right", no_wrap=True)
     for row in rows:
-        shown.add_row(*row)
-    return shown
+        table.add_row(*row)
+    return table
 
 
 def grades_lines(table: Grades) -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""What a person should take away, in words: the findings that matter most, and what to be wary of. Pure."""
+"""A report's findings and warnings, in sentences. In: studies, trials and graded predictions. Pure."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis.accuracy import UNDER, Graded
-from bench.analysis.studies import baseline_trial, each_study, reference_trial
+from bench.analysis.studies import baseline_trial, reference_trial, row_dicts
 from bench.analysis.tables import PEAK, RATE, alone, changed, frontier
 from bench.formatting import format_bytes, format_change
 
-_MOST = 3
-_WIDE = 0.05  # an interval wider than this share of the rate
-_NOISY = 0.10  # an interquartile range wider than this share of the median step
-_UNTRACKED = 0.05
+_MOST_FINDINGS = 3
+_WIDE = 0.05  # of the rate: a wider interval is warned of
+_NOISY = 0.10  # of the median step: a wider interquartile range is warned of
+_UNTRACKED = 0.05  # of the peak: more untracked bytes are warned of
 
 
 def findings(studies: list[pd.DataFrame], all_graded: list[Graded]) -> list[str]:
-    """The three findings that matter most, of the study with the most trials; fewer where there is little.
+    """At most three findings: about the first study, then about the predictions.
 
     Args:
-        studies: what `studies.studies` returns.
+        studies: what `studies.studies` returns, so the largest measured study first.
         all_graded: what `tables.errors` returns.
     """
-    said = []
+    sentences = []
     if studies:
-        first = reference_trial(studies[0])
-        said = [_nothing_fits(studies[0])] if first is None else list(_of_study(studies[0], first))
+        study, reference = studies[0], reference_trial(studies[0])
+        sentences = [_nothing_fits(study)] if reference is None else list(_about_study(study, reference))
     if all_graded:
-        said.append(_of_predictions(all_graded))
-    return list(filter(None, said))[:_MOST]
+        sentences.append(_about_predictions(all_graded))
+    return list(filter(None, sentences))[:_MOST_FINDINGS]
 
 
-def _of_study(study: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
+def _about_study(study: pd.DataFrame, reference: dict[str, Any]) -> Iterator[str]:
     if baseline_trial(study)["status"] == "oom":
         fits = study[study["status"] == "ok"]
-        full = (study["status"] == "oom").sum()
+        failed = (study["status"] == "oom").sum()
         least = fits.nsmallest(1, PEAK).iloc[0]
         yield (
-            f"{baseline_trial(study)['label']} runs out of memory, as do {full} of {len(study)} trials; "
+            f"{baseline_trial(study)['label']} runs out of memory, as do {failed} of {len(study)} trials; "
             f"{least['label']} needs least, {format_bytes(least[PEAK])}."
         )
     ranked = changed(study)
@@ -50,54 +50,65 @@ def _of_study(study: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
     if best["peak_change"] < -0.01:
         yield (
             f"Lowest peak: {best['label']} takes {format_bytes(best[PEAK])} instead of "
-            f"{format_bytes(first[PEAK])} ({first['label']}), "
-            f"{format_change(best['peak_change'])}{_at(best)}."
+            f"{format_bytes(reference[PEAK])} ({reference['label']}), "
+            f"{format_change(best['peak_change'])}{_at_speed(best)}."
         )
-    if first["baseline"]:  # else what is alone differs from what changes are counted from by two techniques
+    # Trials of one technique differ from the baseline by it; from another reference they differ by more.
+    if reference["baseline"]:
         single = alone(study)
-        yield from _of_single(single[(single["status"] == "ok") & single["peak_change"].notna()], first)
+        single = single[(single["status"] == "ok") & single["peak_change"].notna()]
+        yield from _about_single_techniques(single, reference)
     if study[RATE].notna().sum() > 1:
         edge = frontier(study)
         yield f"No other trial beats these in both memory and speed: {'; '.join(edge['label'].head(4))}."
 
 
-def _at(row: Mapping[str, Any] | pd.Series[Any]) -> str:
+def _at_speed(row: Mapping[str, Any] | pd.Series[Any]) -> str:
+    """The change of the speed, to follow a change of the peak; empty if there is no rate."""
     change = row["rate_change"]
     return "" if pd.isna(change) else f", at {format_change(change)} tokens/s"
 
 
-def _of_single(single: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
+def _about_single_techniques(single: pd.DataFrame, reference: dict[str, Any]) -> Iterator[str]:
     if not single.empty and single["peak_change"].min() < -0.01:
         top = single.nsmallest(1, "peak_change").iloc[0]
         saved = format_change(top["peak_change"])
-        yield f"One technique alone: {top['added']} saves most, {saved}{_at(top)}."
-    yield from _gifts_and_losses(single, first)
+        yield f"One technique alone: {top['added']} saves most, {saved}{_at_speed(top)}."
+    yield from _clear_gains_and_losses(single, reference)
 
 
-def _gifts_and_losses(single: pd.DataFrame, first: dict[str, Any]) -> Iterator[str]:
-    """Techniques that cost nothing, and those that only cost: where intervals leave no doubt."""
+def _clear_gains_and_losses(single: pd.DataFrame, reference: dict[str, Any]) -> Iterator[str]:
+    """Techniques that save memory and are faster, and those that save none and are slower.
+
+    Only those whose interval of the rate does not overlap the reference's.
+    """
     low, high = f"{RATE}_ci_low", f"{RATE}_ci_high"
-    free = single[(single["peak_change"] < -0.01) & (single[low] > first[high])]
-    if not free.empty:
-        names = [f"{r['added']} ({format_change(r['peak_change'])}{_at(r)})" for r in each_study(free)]
-        yield f"Smaller and faster than {first['label']}: {', '.join(names)}."
-    lost = single[(single["peak_change"] > -0.01) & (single[high] < first[low])]
-    if not lost.empty:
-        names = [f"{r['added']} ({format_change(r['peak_change'])}{_at(r)})" for r in each_study(lost)]
-        yield f"Saves nothing here and is slower: {', '.join(names)}."
+    gains = single[(single["peak_change"] < -0.01) & (single[low] > reference[high])]
+    if not gains.empty:
+        yield f"Smaller and faster than {reference['label']}: {_changes(gains)}."
+    losses = single[(single["peak_change"] > -0.01) & (single[high] < reference[low])]
+    if not losses.empty:
+        yield f"Saves nothing here and is slower: {_changes(losses)}."
+
+
+def _changes(single: pd.DataFrame) -> str:
+    """Each technique with its changes."""
+    return ", ".join(
+        f"{row['added']} ({format_change(row['peak_change'])}{_at_speed(row)})" for row in row_dicts(single)
+    )
 
 
 def _nothing_fits(study: pd.DataFrame) -> str:
-    full = study[study["status"] == "oom"]
-    if full.empty:
+    failed = study[study["status"] == "oom"]
+    if failed.empty:
         return f"No trial of {len(study)} came to an end: {study['reason'].iloc[0]}"
-    room = full["device_memory_bytes"].max()
-    held = f" {format_bytes(room)} of memory do not suffice." if pd.notna(room) else ""
-    return f"Nothing fits: all {len(full)} trials ran out of memory.{held}"
+    memory = failed["device_memory_bytes"].max()
+    capacity = f" {format_bytes(memory)} of memory do not suffice." if pd.notna(memory) else ""
+    return f"Nothing fits: all {len(failed)} trials ran out of memory.{capacity}"
 
 
-def _of_predictions(all_graded: list[Graded]) -> str:
-    errors = [one.errors["simulate"] for one in all_graded if "simulate" in one.errors]
+def _about_predictions(all_graded: list[Graded]) -> str:
+    errors = [graded.errors["simulate"] for graded in all_graded if "simulate" in graded.errors]
     if not errors:
         return ""
     under = sum(error < UNDER for error in errors)
@@ -109,11 +120,11 @@ def _of_predictions(all_graded: list[Graded]) -> str:
 
 
 def warnings(trials: pd.DataFrame) -> pd.DataFrame:
-    """What to be wary of in these trials: `what`, `trials` (how many), `example`, `remedy`."""
+    """The warnings about these trials, one a line: `what`, `trials` (how many), `example`, `remedy`."""
     fits = trials[trials["status"] == "ok"]
-    rate, wide = fits[RATE], fits[f"{RATE}_ci_high"] - fits[f"{RATE}_ci_low"]
+    rate, interval = fits[RATE], fits[f"{RATE}_ci_high"] - fits[f"{RATE}_ci_low"]
     timed = fits[rate.notna()]
-    said = [
+    found = [
         _warning(
             "the device was throttled",
             fits[_true(fits["device_throttled"])],
@@ -124,7 +135,7 @@ def warnings(trials: pd.DataFrame) -> pd.DataFrame:
         ),
         _warning(
             f"the interval of tokens/s is wider than {_WIDE:.0%}",
-            fits[wide > _WIDE * rate],
+            fits[interval > _WIDE * rate],
             "timing.budget_seconds=30, a quiet machine",
         ),
         _warning(
@@ -154,7 +165,7 @@ def warnings(trials: pd.DataFrame) -> pd.DataFrame:
         values = trials[column].dropna().unique()
         if len(values) > 1:
             shown = ", ".join(sorted(map(str, values)))[:80]
-            said.append(
+            found.append(
                 {
                     "what": f"several values of {column}",
                     "trials": len(trials),
@@ -163,14 +174,16 @@ def warnings(trials: pd.DataFrame) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(
-        [one for one in said if one["trials"]], columns=["what", "trials", "example", "remedy"]
+        [warning for warning in found if warning["trials"]], columns=["what", "trials", "example", "remedy"]
     )
 
 
 def _true(flags: pd.Series[Any]) -> pd.Series[bool]:
+    """Where the flag is true; null counts as false."""
     return flags.map(lambda flag: flag is True or flag == 1.0)
 
 
-def _warning(what: str, of: pd.DataFrame, remedy: str) -> dict[str, Any]:
-    example = f"{of['label'].iloc[0]} ({of['model'].iloc[0]})" if len(of) else ""
-    return {"what": what, "trials": len(of), "example": example, "remedy": remedy}
+def _warning(what: str, concerned: pd.DataFrame, remedy: str) -> dict[str, Any]:
+    first = concerned.head(1)
+    example = "" if first.empty else f"{first['label'].iloc[0]} ({first['model'].iloc[0]})"
+    return {"what": what, "trials": len(concerned), "example": example, "remedy": remedy}

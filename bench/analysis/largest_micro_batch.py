@@ -1,8 +1,9 @@
-"""The largest micro-batch that fits: a bracket that simulation closes.
+"""The largest micro-batch that fits: a bracket of two sizes, closed by simulation.
 
-A peak is the highest of several moments, each nearly a line in the micro-batch: it bends where another
-moment takes over, and rounding makes steps. So lines through simulated sizes only say where to look.
-The answer is a size that was simulated and fits, beside the next, which was simulated and does not.
+In: trials, the bytes they may take, and a function that simulates. Out: a size that was simulated and fits,
+while the next size was simulated and does not. A peak is the maximum over several phases, each nearly
+linear in the micro-batch: it bends where another phase becomes the highest, and rounding makes steps. So
+lines through simulated sizes only tell which size to simulate next.
 """
 
 from __future__ import annotations
@@ -20,90 +21,96 @@ from bench.trial.vocabulary import PHASES
 Predict = Callable[[list[Trial]], list[Simulation]]
 
 MOST_SEQUENCES = 4096
-_GUESSES = 8  # then the bracket is halved
+_GUESSES = 8  # sizes simulated by lines; then the bracket is halved
 
 
 @dataclass
 class Search:
-    """One trial's search among micro-batches; `seen` are simulations by size, the one asked about included.
+    """The search for one trial's largest micro-batch.
 
-    `space` are the bytes that tensors may take, `expected` where a formula says that the answer is (0: none
-    says), `step` how far beyond the line's answer to look next.
+    Attributes:
+        trial: the trial, whatever its micro-batch.
+        free_bytes: the bytes that tensors may take.
+        simulated: the simulations by micro-batch; at the start that of the trial's own size.
+        closed_form_guess: the answer by the closed form (`initial_guess`); 0 if there is none.
+        stride: how far beyond the lines' answer to look next; doubled each time.
     """
 
     trial: Trial
-    space: int
-    seen: dict[int, Simulation] = field(default_factory=dict)
-    expected: int = 0
-    step: int = 1
+    free_bytes: int
+    simulated: dict[int, Simulation] = field(default_factory=dict)
+    closed_form_guess: int = 0
+    stride: int = 1
 
     @property
     def largest(self) -> int:
         """The largest size that was simulated and fits; 0 if none does."""
-        return max((size for size, one in self.seen.items() if one.peak_bytes <= self.space), default=0)
+        fitting = (size for size, one in self.simulated.items() if one.peak_bytes <= self.free_bytes)
+        return max(fitting, default=0)
 
     def sized(self, size: int) -> Trial:
         """The trial with another micro-batch."""
         return replace(self.trial, micro_batch_size=size)
 
     def next_sizes(self) -> list[int]:
-        """The sizes to simulate next; none once the bracket is closed, or where the first does not fit."""
+        """The sizes to simulate next; none if the bracket is closed, or if no simulated size fits."""
         low = self.largest
-        over = [size for size in self.seen if size > low]
-        high = min(over, default=MOST_SEQUENCES + 1)
+        too_large = [size for size in self.simulated if size > low]
+        high = min(too_large, default=MOST_SEQUENCES + 1)
         if not low or high - low <= 1:
             return []
-        if len(self.seen) > 1:
-            return [self._next(low, high)]
-        if not self.expected:
+        if len(self.simulated) > 1:
+            return [self._next_size(low, high)]
+        if not self.closed_form_guess:
             return [min(2 * low, high - 1)]
-        beside = (max(low, self.expected), max(low, self.expected) + 1)
-        return [size for size in beside if low < size < high]
+        guess = max(low, self.closed_form_guess)
+        return [size for size in (guess, guess + 1) if low < size < high]
 
-    def _next(self, low: int, high: int) -> int:
-        guess = self._guess(low, high) if len(self.seen) <= _GUESSES else (low + high) // 2
-        if guess <= low:  # by the line it is the largest: the one beyond tells; if it fits, further ones
-            guess = low + self.step
-            self.step *= 2
+    def _next_size(self, low: int, high: int) -> int:
+        guess = self._guess(low, high) if len(self.simulated) <= _GUESSES else (low + high) // 2
+        if guess <= low:  # the lines say that `low` is the largest: larger sizes tell, further each time
+            guess = low + self.stride
+            self.stride *= 2
         return min(max(guess, low + 1), high - 1)
 
     def _guess(self, low: int, high: int) -> int:
-        """Where a phase first fills the space, by lines through `low` and a size simulated near it."""
-        other = high if high in self.seen else max(size for size in self.seen if size != low)
-        one: Mapping[str, Any] = self.seen[low].columns
-        two: Mapping[str, Any] = self.seen[other].columns
+        """The largest size by each phase's line through `low` and a simulated size near it."""
+        other = high if high in self.simulated else max(size for size in self.simulated if size != low)
+        at_low: Mapping[str, Any] = self.simulated[low].columns
+        at_other: Mapping[str, Any] = self.simulated[other].columns
         guess = MOST_SEQUENCES
         for name in (f"{phase}_tracked_peak_bytes" for phase in PHASES):
-            if name in one:  # of training, or of inference
-                each = (two[name] - one[name]) / (other - low)
-                if each > 0:
-                    guess = min(guess, low + int((self.space - one[name]) // each))
+            if name in at_low:  # training and inference have different phases
+                bytes_per_sequence = (at_other[name] - at_low[name]) / (other - low)
+                if bytes_per_sequence > 0:
+                    free_at_low = self.free_bytes - at_low[name]
+                    guess = min(guess, low + int(free_at_low // bytes_per_sequence))
         return guess
 
 
 def search_largest(searches: list[Search], predict: Predict) -> None:
-    """Closes every bracket; a round simulates a size or two of each trial, all at once.
+    """Closes the bracket of every search; each round simulates one or two sizes of each trial together.
 
     Args:
-        searches: with the size asked about seen.
-        predict: simulates trials; results in the same order.
+        searches: each with the trial's own size simulated; they are changed in place.
+        predict: simulates trials and returns the results in the same order.
     """
     while True:
-        wanted = [(one, size) for one in searches for size in one.next_sizes()]
+        wanted = [(search, size) for search in searches for size in search.next_sizes()]
         if not wanted:
             return
-        found = predict([one.sized(size) for one, size in wanted])
-        for (one, size), simulation in zip(wanted, found, strict=True):
-            one.seen[size] = simulation
+        predicted = predict([search.sized(size) for search, size in wanted])
+        for (search, size), simulation in zip(wanted, predicted, strict=True):
+            search.simulated[size] = simulation
 
 
-def initial_guess(trial: Trial, space: int) -> int:
-    """The largest micro-batch by the closed form for CUDA; 0 if it says that none fits."""
+def initial_guess(trial: Trial, free_bytes: int) -> int:
+    """The largest micro-batch whose peak by the closed form for CUDA fits; 0 if none does."""
     low, high = 0, MOST_SEQUENCES + 1
     while high - low > 1:
         size = (low + high) // 2
         sized = replace(trial, micro_batch_size=size)
         estimated = Simulation(closed_form(sized, CUDA))
-        fits = estimated.peak_bytes <= space
+        fits = estimated.peak_bytes <= free_bytes
         low, high = (size, high) if fits else (low, size)
     return low

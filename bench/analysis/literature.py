@@ -1,8 +1,7 @@
-"""Claims of the literature: read from the ledger, and judged by what is simulated and by what was measured.
+"""Claims of the literature, read from a ledger (analysis/claims.yaml) and judged.
 
-A claim about bytes is simulated, at the paper's own scale. A claim about time takes pairs of measured
-trials that differ in the one technique alone; claims about bytes show such pairs too, where the rows hold
-them.
+A claim about bytes is judged by simulation, at the paper's own scale. A claim about time is judged by pairs
+of measured trials that differ in one technique alone; for a claim about bytes such pairs are shown too.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.analysis.tables import PEAK, RATE, ratios
 from bench.config.compose import CommandError, trial_from
-from bench.formatting import markdown_table as markdown_table
+from bench.formatting import count_of, markdown_table
 from bench.paths import ROOT
 from bench.trial.platform import CUDA
 from bench.trial.skip_rules import skip_reason
@@ -30,7 +29,7 @@ from bench.trial.spec import Trial
 
 
 class LedgerError(ValueError):
-    """The ledger says something that cannot be tested; the message names the claim."""
+    """The ledger is malformed, or a trial in it cannot exist; the message names the claim."""
 
 
 LEDGER = ROOT / "analysis" / "claims.yaml"
@@ -40,10 +39,14 @@ _COLUMNS = {"peak": PEAK, "weights": "parameter_bytes", "tokens/s": RATE}
 
 @dataclass(frozen=True)
 class Pairs:
-    """Measured trials that differ in one axis alone: `of` at its level `after` over `of` at `before`.
+    """Which measured trials are paired for a claim: those that differ in one axis alone.
 
-    `device` is `gpu` where other devices say nothing about the claim, `workload` is `inference` where
-    training says nothing.
+    Attributes:
+        axis: the axis.
+        before, after: its two levels.
+        of: the quantity that is compared, `after` over `before`: a key of `_COLUMNS`.
+        device: `gpu` if the claim is about GPUs only, else `any`.
+        workload: `inference` if the claim is about inference only, else `any`.
     """
 
     axis: str
@@ -60,7 +63,7 @@ class Pairs:
             raise TypeError("pairs: workload is any or inference")
 
     def ratios(self, trials: pd.DataFrame) -> list[float]:
-        """After over before, one number for each pair."""
+        """The ratio, after over before, of each pair among the trials."""
         if self.device == "gpu":
             trials = trials[~trials["device"].str.startswith("CPU")]
         if self.workload == "inference":
@@ -70,11 +73,18 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: its words, its source, and what confirms it, or why nothing can.
+    """One claim of the ledger.
 
-    `before` and `after` are trials to simulate and `between` the values that confirm the claim; with
-    `pairs` alone, measured trials are judged by `between`. `note` says what differs from the paper's
-    setting, or why the outcome is what it is.
+    Attributes:
+        claim: its words.
+        source: the paper or page.
+        before, after: key=value arguments of the trials to simulate; without `before`, `after` is
+            compared in bytes.
+        of: the columns whose sum is compared.
+        pairs: the measured trials that are paired; without `after` they are what is judged.
+        between: the least and the largest value that confirm the claim.
+        untestable: why nothing can confirm it.
+        note: what differs from the paper's setting, or why the result is what it is.
     """
 
     claim: str
@@ -90,10 +100,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim and what was found.
+    """A claim with its simulated and measured values.
 
-    `simulated` is a ratio, or bytes where the claim has no `before`; `measured` are ratios of measured
-    pairs.
+    Attributes:
+        claim: the claim.
+        simulated: a ratio, or bytes if the claim has no `before`; None if it was not simulated.
+        measured: the ratios of measured pairs.
     """
 
     claim: Claim
@@ -102,7 +114,7 @@ class Finding:
 
     @property
     def value(self) -> float | None:
-        """What is judged: the simulation at the paper's scale, else the median of the measured pairs."""
+        """What is judged: the simulated value, or the measured pairs' median if no trial is named."""
         if self.claim.after:
             return self.simulated
         return statistics.median(self.measured) if self.measured else None
@@ -117,7 +129,7 @@ class Finding:
 
     @property
     def why(self) -> str:
-        """The claim's note; for one that is not testable, the reason."""
+        """The claim's note, or the reason why it is not testable."""
         if self.verdict != "not testable":
             return self.claim.note
         if self.claim.untestable:
@@ -125,16 +137,16 @@ class Finding:
         if self.claim.after:
             return "not simulated: run bench/claims.py"
         assert self.claim.pairs is not None
-        on = " on a GPU" * (self.claim.pairs.device == "gpu")
-        axis, before, after = self.claim.pairs.axis, self.claim.pairs.before, self.claim.pairs.after
-        return f"no two measured trials{on} differ in {axis}={before},{after} alone"
+        pairs = self.claim.pairs
+        device = " on a GPU" if pairs.device == "gpu" else ""
+        return f"no two measured trials{device} differ in {pairs.axis}={pairs.before},{pairs.after} alone"
 
 
 def read_claims(path: Path) -> list[Claim]:
     """The claims of a ledger.
 
     Raises:
-        LedgerError: a claim lacks something.
+        LedgerError: a claim is malformed, or lacks a key.
     """
     claims = []
     for number, entry in enumerate(OmegaConf.to_container(OmegaConf.load(path)), 1):  # type: ignore[arg-type]
@@ -155,41 +167,41 @@ def read_claims(path: Path) -> list[Claim]:
 
 
 def trials_of(claim: Claim) -> dict[str, Trial]:
-    """The trials that test the claim, by their words; simulated, for CUDA.
+    """The trials that test the claim, simulated for CUDA, by their key=value arguments.
 
     Raises:
         LedgerError: a trial cannot be read, or cannot exist.
     """
     trials = {}
-    for words in filter(None, (claim.before, claim.after)):
+    for arguments in filter(None, (claim.before, claim.after)):
         try:
-            trial = trial_from([*words.split(), "method=simulate", "device=cuda"])
+            trial = trial_from([*arguments.split(), "method=simulate", "device=cuda"])
         except CommandError as error:
             raise LedgerError(f"{claim.claim}: {error}") from None
         reason = skip_reason(trial, CUDA, 0)
         if reason:
             raise LedgerError(f"{claim.claim}: {reason}")
-        trials[words] = trial
+        trials[arguments] = trial
     return trials
 
 
 def _level(value: Any) -> str:
-    """A level as its name: YAML reads on and off as booleans."""
+    """The name of a level: YAML reads on and off as booleans."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def simulated(claim: Claim, columns: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """What the claim's trials come to: a ratio, or bytes; None where it names none.
+    """The claim's simulated value: a ratio, or bytes if it has no `before`; None if it names no trial.
 
     Args:
         claim: one claim.
-        columns: what was simulated, by the trials' words.
+        columns: the simulated columns, by the trials' key=value arguments.
     """
     if claim.after is None:
         return None
 
-    def total(words: str) -> float:
-        return float(sum(columns[words][name] for name in claim.of))
+    def total(arguments: str) -> float:
+        return float(sum(columns[arguments][name] for name in claim.of))
 
     after = total(claim.after)
     return after / total(claim.before) if claim.before else after
@@ -198,12 +210,12 @@ def simulated(claim: Claim, columns: Mapping[str, Mapping[str, Any]]) -> float |
 def judge_claims(
     claims: Iterable[Claim], values: dict[str, float | None], trials: pd.DataFrame | None = None
 ) -> list[Finding]:
-    """Every claim with what was found.
+    """Every claim with its simulated and measured values.
 
     Args:
         claims: the ledger.
-        values: what was simulated, by the claim's words.
-        trials: measured trials (`studies.trials`), if there are any.
+        values: the simulated values, by the claim's words.
+        trials: what `studies.trials` returns; None if there are none.
     """
     return [
         Finding(
@@ -216,37 +228,35 @@ def judge_claims(
 
 
 def write_values(values: dict[str, float | None], path: Path) -> None:
-    """Keeps what was simulated, for reports."""
+    """Writes the simulated values to a file, for reports."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=1))
 
 
 def read_values(path: Path) -> dict[str, float | None]:
-    """What `write_values` kept; nothing if there is nothing, or nothing to be made of it."""
+    """The values that `write_values` wrote; empty if the file is missing or malformed."""
     try:
-        kept = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    if not isinstance(kept, dict):
+    if not isinstance(values, dict):
         return {}
-    return {str(claim): float(value) for claim, value in kept.items() if isinstance(value, int | float)}
+    return {str(claim): float(value) for claim, value in values.items() if isinstance(value, int | float)}
 
 
-def lines(found: Iterable[Finding]) -> tuple[list[str], list[list[str]]]:
-    """The claims as a header and rows of text, those that were tested first."""
+def lines(findings: Iterable[Finding]) -> tuple[list[str], list[list[str]]]:
+    """The claims as a header and rows of text; those with a value come first."""
     header = ["claim", "expected", "simulated", "measured here", "verdict", "note", "source"]
     rows = []
-    for finding in sorted(found, key=lambda finding: finding.value is None):
+    for finding in sorted(findings, key=lambda finding: finding.value is None):
         claim = finding.claim
-        pairs = len(finding.measured)
+        pairs = count_of(len(finding.measured), "pair")
         rows.append(
             [
                 claim.claim,
                 _expected(claim),
-                "" if finding.simulated is None else _shown(finding.simulated, claim),
-                f"{statistics.median(finding.measured):.3g} ({pairs} pair{'s' * (pairs != 1)})"
-                if pairs
-                else "",
+                "" if finding.simulated is None else _format_value(finding.simulated, claim),
+                f"{statistics.median(finding.measured):.3g} ({pairs})" if finding.measured else "",
                 finding.verdict,
                 finding.why,
                 claim.source,
@@ -255,9 +265,9 @@ def lines(found: Iterable[Finding]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def markdown(found: Iterable[Finding]) -> str:
-    """The same as a Markdown table."""
-    return markdown_table(*lines(found))
+def markdown(findings: Iterable[Finding]) -> str:
+    """The claims as a Markdown table."""
+    return markdown_table(*lines(findings))
 
 
 def _expected(claim: Claim) -> str:
@@ -265,16 +275,18 @@ def _expected(claim: Claim) -> str:
         return ""
     low, high = claim.between
     if math.isinf(high):
-        return f"at least {_shown(low, claim)}"
-    return f"{_shown(low, claim)} to {_shown(high, claim)}" if low else f"at most {_shown(high, claim)}"
+        return f"at least {_format_value(low, claim)}"
+    if not low:
+        return f"at most {_format_value(high, claim)}"
+    return f"{_format_value(low, claim)} to {_format_value(high, claim)}"
 
 
-def _shown(value: float, claim: Claim) -> str:
+def _format_value(value: float, claim: Claim) -> str:
     return f"{value:.3g}" if claim.before or claim.pairs else f"{value / 1e9:,.3g} GB"
 
 
-def summary(found: Iterable[Finding]) -> str:
-    """How many of which verdict."""
-    verdicts = Counter(finding.verdict for finding in found)
+def summary(findings: Iterable[Finding]) -> str:
+    """A sentence with the number of claims of each verdict."""
+    verdicts = Counter(finding.verdict for finding in findings)
     counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return f"{sum(verdicts.values())} claims: {counted}. Simulated for CUDA."

@@ -1,24 +1,28 @@
-"""A plan as a person reads it: one table a card and model, and a sentence."""
+"""Prints a plan: a table for one card and model, and a sentence with the pick or with advice.
+
+In: answers of planning.py, and a results folder for measured rates. Out: text on the console.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench import formatting
 from bench.analysis.planning import Advice, Answer
-from bench.formatting import format_bytes
+from bench.formatting import format_bytes, format_gib_fixed
 from bench.machine.gpu_catalogue import Gpu
 from bench.methods.estimate.inference import cache_bytes
 from bench.results import store
-from bench.trial.spec import axes_of
+from bench.trial.spec import Trial, axes_of
 
-_GIB = 2**30
-_OF_INFERENCE = ("parameter", "kv_cache", "temporary")
-_SHOWN = ("parameter", "gradient", "optimizer", "activation", "temporary")
+_PLAIN_WIDTH = 200  # columns, where the output is no terminal
+_INFERENCE_CATEGORIES = ("parameter", "kv_cache", "temporary")
+_TRAINING_CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary")
+# Axes on which a measured row must agree with a planned trial; the micro-batch may differ.
 _MATCHED = (
     "model",
     "precision",
@@ -36,54 +40,63 @@ _MATCHED = (
 )
 
 
-def with_measured(found: list[Answer], card: Gpu, results_dir: Path) -> list[Answer]:
-    """The answers, ranked anew with the rates that rows of that card have measured."""
+def with_measured(answers: list[Answer], card: Gpu, results_dir: Path) -> list[Answer]:
+    """The answers, sorted again by the rates that were measured on that card where there are any."""
     rows = [
         row
         for row in store.records(results_dir)
         if row["status"] == "ok" and row["method"] == "measure" and row["device_name"] in card.device_names
     ]
-    answers = []
-    for answer in found:
+    with_rates = []
+    for answer in answers:
         axes = axes_of(answer.trial)
         rates = [
             row["tokens_per_sec_per_device"]
             for row in rows
             if all(row[name] == axes[name] for name in _MATCHED) and row["tokens_per_sec_per_device"]
         ]
-        answers.append(replace(answer, measured=max(rates)) if rates else answer)
-    return sorted(answers, key=lambda answer: answer.rank)
+        with_rates.append(replace(answer, measured=max(rates)) if rates else answer)
+    return sorted(with_rates, key=lambda answer: answer.rank)
 
 
 def show_plan(
-    found: list[Answer],
+    answers: list[Answer],
     card: Gpu,
-    words: tuple[str, ...],
+    fixed: tuple[str, ...],
     margin: float,
-    said: Advice | None,
+    advice: Advice | None,
     reasons: list[str],
 ) -> None:
-    """Prints one plan: for `words` on the card; `reasons` say why combinations are missing."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
+    """Prints one plan.
+
+    Args:
+        answers: the combinations, the best first.
+        card: the card.
+        fixed: the key=value arguments that all combinations share.
+        margin: the share of the card's memory to leave free.
+        advice: what would make a combination fit; None if one fits.
+        reasons: why combinations cannot exist.
+    """
+    console = formatting.console(_PLAIN_WIDTH)
     console.print(
-        f"\n{escape(' '.join(words))} on {card.name}, {_gib(card.memory_bytes)} GiB", highlight=False
+        f"\n{escape(' '.join(fixed))} on {card.name}, {format_gib_fixed(card.memory_bytes)} GiB",
+        highlight=False,
     )
-    if not found:
+    if not answers:
         console.print("None of these combinations can exist:")
         for reason in reasons:
             console.print(f"  {reason}", highlight=False, markup=False)
         return
-    hardware = ", ".join(f"{name} {_gib(held)}" for name, held in found[0].hardware.items())
+    best = answers[0]
+    hardware = ", ".join(f"{name} {format_gib_fixed(held)}" for name, held in best.hardware.items())
     console.print(
-        f"GiB; room for tensors {_gib(found[0].room)}: margin {margin:.0%}, then {hardware}\n",
+        f"GiB; room for tensors {format_gib_fixed(best.room)}: margin {margin:.0%}, then {hardware}\n",
         highlight=False,
     )
-    console.print(_table(found), highlight=False)
-    console.print(f"\n{_sentence(found, said)}", highlight=False)
-    if found[0].trial.workload.inference:
-        console.print(_of_inference(found), highlight=False)
+    console.print(_table(answers), highlight=False)
+    console.print(f"\n{_pick(best) if advice is None else _advice_text(advice)}", highlight=False)
+    if best.trial.workload.inference:
+        console.print(_inference_note(best.trial), highlight=False)
     console.print(
         "Peaks are simulated (README.md: how well, on an H100). tokens/s are the most that\n"
         "the roofline allows at the largest micro-batch, for ranking only: it counts no launches and no\n"
@@ -92,62 +105,59 @@ def show_plan(
     )
 
 
-def _table(found: list[Answer]) -> Table:
+def _table(answers: list[Answer]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("combination", overflow="fold")
-    shown = _OF_INFERENCE if found[0].trial.workload.inference else _SHOWN
-    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s at most"):
+    inference = answers[0].trial.workload.inference
+    categories = _INFERENCE_CATEGORIES if inference else _TRAINING_CATEGORIES
+    for name in (*categories, "peak", "fits", "largest micro-batch", "tokens/s at most"):
         table.add_column(name, justify="right")
-    measured = any(answer.measured for answer in found)
+    measured = any(answer.measured for answer in answers)
     if measured:
         table.add_column("measured", justify="right")
-    for answer in found:
-        cells = [_gib(answer.columns[f"{name}_bytes"]) for name in shown]
-        over = answer.peak - answer.room
-        fits = "yes" if answer.fits else f"{_gib(over)} over"
+    for answer in answers:
+        sizes = [format_gib_fixed(answer.columns[f"{name}_bytes"]) for name in categories]
+        fits = "yes" if answer.fits else f"{format_gib_fixed(answer.peak - answer.room)} over"
         rate = f"{answer.bound:,.0f}" if answer.bound and answer.largest else ""
-        row = [" ".join(answer.words), *cells, _gib(answer.peak), fits, str(answer.largest or ""), rate]
+        peak, largest = format_gib_fixed(answer.peak), str(answer.largest or "")
+        row = [" ".join(answer.words), *sizes, peak, fits, largest, rate]
         if measured:
             row.append(f"{answer.measured:,.0f}" if answer.measured else "")
         table.add_row(*row, style="green" if answer.fits else "dim")
     return table
 
 
-def _of_inference(found: list[Answer]) -> str:
-    """What a sequence costs, and what was not asked."""
-    trial = found[0].trial
-    each = cache_bytes(replace(trial, micro_batch_size=1), trial.cached_tokens)
+def _inference_note(trial: Trial) -> str:
+    """What a sequence's cache costs, and what the plan leaves out."""
+    sequence = format_bytes(cache_bytes(replace(trial, micro_batch_size=1), trial.cached_tokens))
     tokens, dtype = trial.cached_tokens, trial.precision.compute_dtype
     return (
-        f"A sequence keeps {format_bytes(each)} of keys and values ({dtype}) at {tokens:,} tokens.\n"
+        f"A sequence keeps {sequence} of keys and values ({dtype}) at {tokens:,} tokens.\n"
         "A micro-batch is the sequences at once. offload=params and disk are left out: simulation does\n"
         "not know what accelerate's hooks move and when; bench/run.py measures them."
     )
 
 
-def _sentence(found: list[Answer], said: Advice | None) -> str:
-    best = found[0]
-    if said is None:
-        rate = "measured" if best.measured else "expected"
-        words = " ".join(best.words)
-        return f"Pick ({rate} fastest of those that fit): {words} micro_batch_size={best.largest}"
-    closest = said.closest
-    over = _gib(closest.peak - closest.room)
+def _pick(best: Answer) -> str:
+    rate = "measured" if best.measured else "expected"
+    words = " ".join(best.words)
+    return f"Pick ({rate} fastest of those that fit): {words} micro_batch_size={best.largest}"
+
+
+def _advice_text(advice: Advice) -> str:
+    closest = advice.closest
+    over = format_gib_fixed(closest.peak - closest.room)
     parts = [f"Nothing fits. {' '.join(closest.words)} comes closest: {over} GiB too much."]
-    if said.micro_batch_size:
-        parts.append(f"With micro_batch_size={said.micro_batch_size} it fits.")
-    if said.ranks:
-        parts.append(f"With gpus={said.ranks} (fsdp=full_shard) it fits.")
-    if said.seq_len:
-        parts.append(f"With seq_len={said.seq_len} it fits.")
-    if said.card:
-        parts.append(f"With gpu={said.card} it fits.")
+    if advice.micro_batch_size:
+        parts.append(f"With micro_batch_size={advice.micro_batch_size} it fits.")
+    if advice.ranks:
+        parts.append(f"With gpus={advice.ranks} (fsdp=full_shard) it fits.")
+    if advice.seq_len:
+        parts.append(f"With seq_len={advice.seq_len} it fits.")
+    if advice.card:
+        parts.append(f"With gpu={advice.card} it fits.")
     if len(parts) == 1:
         parts.append(
             "No smaller micro-batch, more ranks or shorter sequences make it fit: choose another model."
         )
     return " ".join(parts)
-
-
-def _gib(of: int) -> str:
-    return f"{of / _GIB:.2f}"

@@ -1,8 +1,9 @@
-"""What fits a GPU and what to pick: combinations, their predicted peaks, the largest micro-batch of each.
+"""Plans for a GPU: which combinations of techniques fit, and the largest micro-batch of each.
 
-Everything is simulated; nothing is fitted. A combination fits if tensors, what the hardware adds
-(`gpus.Gpu.hardware_bytes`) and the margin are within the card's memory. The margin is for what is not
-predicted: fragmentation above all.
+In: what the command line chose, a card, and a function that simulates. Out: answers, the best first, and
+advice if nothing fits. Everything is simulated; nothing is fitted to measurements. A combination fits if
+its tensors, what the hardware adds (`gpu_catalogue.Gpu.hardware_bytes`) and the margin are within the
+card's memory. The margin is for what is not predicted, mainly fragmentation.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bench.trial.spec import Trial
 Words = tuple[str, ...]
 
 _RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-# What people choose among, where the command line does not: weights and adapters in pairs that make sense.
+# Sensible pairs of precision and LoRA, for axes that the command line leaves open.
 _WEIGHTS = (
     ("precision=fp32", "lora=off"),
     ("precision=bf16", "lora=off"),
@@ -30,17 +31,20 @@ _WEIGHTS = (
     ("precision=int8", "lora=on"),
     ("precision=nf4", "lora=on"),
 )
-
-
-_INFERRED = ("fp32", "bf16_pure", "int8", "nf4")
+_INFERENCE_PRECISIONS = ("fp32", "bf16_pure", "int8", "nf4")
 
 
 def inference_combinations(given: Iterable[str], gpu: Gpu) -> Iterator[Words]:
-    """Precisions and caches, where nothing trains; an axis that is `given` is left alone."""
+    """The combinations of precision and cache to plan for inference.
+
+    Args:
+        given: the axes that the command line has already chosen; they are left out.
+        gpu: the card; one without bfloat16 is offered float16.
+    """
     chosen = set(given)
-    narrow = _narrow(gpu)
+    half = _half_precision(gpu)
     axes = {
-        "precision": [name.replace("bf16", narrow) for name in _INFERRED],
+        "precision": [name.replace("bf16", half) for name in _INFERENCE_PRECISIONS],
         "kv_cache": ["dynamic", "static"],
     }
     yield from itertools.product(
@@ -49,17 +53,17 @@ def inference_combinations(given: Iterable[str], gpu: Gpu) -> Iterator[Words]:
 
 
 def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
-    """The sensible combinations of techniques of training; an axis that is `given` is left alone.
+    """The combinations of techniques to plan for training.
 
     Args:
-        given: the axes that the command line has already chosen.
+        given: the axes that the command line has already chosen; they are left out.
         ranks: GPUs that train together.
         gpu: the card; one without bfloat16 is offered float16.
     """
     chosen = set(given)
-    narrow = _narrow(gpu)
+    half = _half_precision(gpu)
     weights = [
-        tuple(word.replace("bf16", narrow) for word in pair if word.partition("=")[0] not in chosen)
+        tuple(word.replace("bf16", half) for word in pair if word.partition("=")[0] not in chosen)
         for pair in _WEIGHTS
     ]
     options = [list(dict.fromkeys(weights))]
@@ -73,31 +77,38 @@ def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
         yield tuple(itertools.chain(*parts))
     if {"fsdp", "offload", "optimizer", "precision", "lora", "checkpointing"} & chosen:
         return
-    for more in (
+    for technique in (
         ("optimizer=adamw_8bit",),
         ("offload=params", "fsdp=full_shard", f"fsdp.world_size={ranks}"),
     ):
-        if ranks == 1 or more[0].startswith("offload"):
-            yield (f"precision={narrow}_pure", "lora=off", "checkpointing=on", *more)
+        if ranks == 1 or technique[0].startswith("offload"):
+            yield (f"precision={half}_pure", "lora=off", "checkpointing=on", *technique)
 
 
-def _narrow(gpu: Gpu) -> str:
-    """The 16-bit floats that the card multiplies in, as levels of precision begin with them."""
+def _half_precision(gpu: Gpu) -> str:
+    """How the names of the precisions with 16-bit floats begin that the card multiplies fast."""
     return "bf16" if gpu.peak_flops_per_sec["bfloat16"] else "fp16"
 
 
 def reasons(trials: dict[Words, Trial]) -> list[str]:
-    """Why trials cannot exist on CUDA, each reason once."""
-    found = (skip_reason(trial, CUDA, 0) for trial in trials.values())
-    return list(dict.fromkeys(filter(None, found)))
+    """Why some of these trials cannot exist on CUDA, each reason once."""
+    skipped = (skip_reason(trial, CUDA, 0) for trial in trials.values())
+    return list(dict.fromkeys(filter(None, skipped)))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One combination on one card; bytes, and sequences for the micro-batches.
+    """One combination on one card.
 
-    `largest` is the largest micro-batch that fits, 0 if none does; `bound` the tokens per second and device
-    that the roofline allows at that micro-batch, at best; `measured` those of a row of results, if any.
+    Attributes:
+        words: the key=value arguments that chose it.
+        trial: its trial, with the micro-batch that was asked about.
+        columns: the trial's simulated columns.
+        hardware: the bytes that the hardware adds, by what takes them.
+        room: the bytes that tensors may take.
+        largest: the largest micro-batch that fits, in sequences; 0 if none does.
+        bound: the most tokens per second and device that the roofline allows at that micro-batch.
+        measured: the tokens per second and device of measured rows, if there are any.
     """
 
     words: Words
@@ -111,20 +122,20 @@ class Answer:
 
     @property
     def peak(self) -> int:
-        """Tensors at the peak, of one rank, at the micro-batch asked about."""
+        """Bytes in tensors at the peak of one rank, at the micro-batch that was asked about."""
         return int(self.columns["peak_allocated_bytes"])
 
     @property
     def fits(self) -> bool:
-        """Whether the micro-batch asked about fits."""
+        """Whether the micro-batch that was asked about fits."""
         return self.peak <= self.room
 
     @property
     def rank(self) -> tuple[bool, bool, float, int]:
-        """Sorts answers: those that fit by throughput, measured before bounds; then by what is missing."""
+        """The sort key, best first: those that fit, by throughput (measured, else bound); then by peak."""
         rate = self.measured or self.bound or 0.0
-        slow = self.trial.offload.name != "off"  # traffic with the host is not in the bound
-        return (not self.fits, slow, -rate if self.fits else 0.0, self.peak)
+        offloads = self.trial.offload.name != "off"  # the bound does not count traffic with the host
+        return (not self.fits, offloads, -rate if self.fits else 0.0, self.peak)
 
 
 def room(gpu: Gpu, trial: Trial, margin: float) -> int:
@@ -135,30 +146,32 @@ def room(gpu: Gpu, trial: Trial, margin: float) -> int:
 def answers(
     trials: dict[Words, Trial], gpu: Gpu, margin: float, predict: Predict, bound: Callable[..., float]
 ) -> list[Answer]:
-    """Predicts every trial, finds its largest micro-batch, and ranks them.
+    """Simulates every trial and finds its largest micro-batch. Returns the answers, the best first.
 
     Args:
-        trials: by the words that chose them; those that cannot exist on CUDA are left out.
-        gpu: the card, of which each rank has one.
-        margin: share of its memory to leave free.
-        predict: simulates trials, many at once; results in the same order.
-        bound: least seconds of a step, from its work and the card.
+        trials: by the key=value arguments that chose them; those that cannot exist on CUDA are left out.
+        gpu: the card; each rank has one.
+        margin: the share of its memory to leave free.
+        predict: simulates many trials at once and returns the results in the same order.
+        bound: returns the least seconds of a step from its work and the card.
     """
-    able = {words: trial for words, trial in trials.items() if skip_reason(trial, CUDA, 0) is None}
-    asked = predict(list(able.values()))
-    spaces = [room(gpu, trial, margin) for trial in able.values()]
-    searches = [
-        Search(trial, space, {trial.micro_batch_size: simulation}, initial_guess(trial, space))
-        for trial, space, simulation in zip(able.values(), spaces, asked, strict=True)
-    ]
+    possible = {words: trial for words, trial in trials.items() if skip_reason(trial, CUDA, 0) is None}
+    predicted = predict(list(possible.values()))
+    searches = []
+    for trial, simulation in zip(possible.values(), predicted, strict=True):
+        free_bytes = room(gpu, trial, margin)
+        simulated = {trial.micro_batch_size: simulation}
+        searches.append(Search(trial, free_bytes, simulated, initial_guess(trial, free_bytes)))
     search_largest(searches, predict)
-    found = []
-    for (words, trial), simulation, one in zip(able.items(), asked, searches, strict=True):
-        largest = one.largest
-        rate = one.sized(largest).tokens_per_step / bound(one.seen[largest].work, gpu) if largest else None
+    ranked = []
+    for (words, trial), simulation, search in zip(possible.items(), predicted, searches, strict=True):
+        largest, rate = search.largest, None
+        if largest:
+            seconds = bound(search.simulated[largest].work, gpu)
+            rate = search.sized(largest).tokens_per_step / seconds
         hardware = gpu.hardware_bytes(trial)
-        found.append(Answer(words, trial, simulation.columns, hardware, one.space, largest, rate))
-    return sorted(found, key=lambda answer: answer.rank)
+        ranked.append(Answer(words, trial, simulation.columns, hardware, search.free_bytes, largest, rate))
+    return sorted(ranked, key=lambda answer: answer.rank)
 
 
 def _with_batch(trial: Trial, micro_batch_size: int) -> Trial:
@@ -167,7 +180,7 @@ def _with_batch(trial: Trial, micro_batch_size: int) -> Trial:
 
 @dataclass(frozen=True)
 class Advice:
-    """What would make a model fit that does not; None where nothing tried would."""
+    """What would make the combination `closest` fit, one change at a time; None if no value tried would."""
 
     closest: Answer
     micro_batch_size: int | None
@@ -176,43 +189,48 @@ class Advice:
     card: str | None = None
 
 
-def advice(found: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Advice:
-    """Looks for smaller micro-batches, more ranks, shorter sequences, other cards for what comes closest.
+def advice(unfit: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Advice:
+    """Tries smaller micro-batches, more ranks, shorter sequences and other cards.
 
     Args:
-        found: answers of which none fits.
+        unfit: answers of which none fits.
         gpu: the card.
-        margin: share of its memory to leave free.
-        predict: simulates trials.
+        margin: the share of its memory to leave free.
+        predict: simulates trials and returns the results in the same order.
     """
-    closest = min(found, key=lambda answer: answer.peak)
+    closest = min(unfit, key=lambda answer: answer.peak)
     sharded = [
         answer
-        for answer in found
+        for answer in unfit
         if skip_reason(_sharded(answer.trial, 2), CUDA, 0) is None and answer.trial.offload.name == "off"
     ]
     ranks = None
     if sharded:
         trial = min(sharded, key=lambda answer: answer.peak).trial
-        more = [(n, _sharded(trial, n)) for n in _RANKS if n > trial.world_size]
-        ranks = _first(more, gpu, margin, predict)
+        wider = [(n, _sharded(trial, n)) for n in _RANKS if n > trial.world_size]
+        ranks = _first_that_fits(wider, gpu, margin, predict)
     lengths = [closest.trial.seq_len // divisor for divisor in (2, 4, 8, 16)]
     shorter = [(n, replace(closest.trial, seq_len=n)) for n in lengths if n > 1]
     size = closest.trial.micro_batch_size
     smaller = [(n, _with_batch(closest.trial, n)) for n in (size // 2, size // 8, 1) if 0 < n < size]
-    fitting = _first(smaller, gpu, margin, predict)
     return Advice(
-        closest, fitting, ranks, _first(shorter, gpu, margin, predict), _smallest_card(closest, margin)
+        closest=closest,
+        micro_batch_size=_first_that_fits(smaller, gpu, margin, predict),
+        ranks=ranks,
+        seq_len=_first_that_fits(shorter, gpu, margin, predict),
+        card=_smallest_card(closest, margin),
     )
 
 
 def _smallest_card(closest: Answer, margin: float) -> str | None:
-    """The card of conf/gpu/ with the least memory that would do."""
+    """The name of the card of conf/gpu/ with the least memory on which it fits; None if there is none."""
     cards = sorted(catalogue().values(), key=lambda card: card.memory_bytes)
     return next((card.name for card in cards if closest.peak <= room(card, closest.trial, margin)), None)
 
 
-def _first(options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict) -> int | None:
+def _first_that_fits(
+    options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict
+) -> int | None:
     """The first option whose trial fits, tried one after the other."""
     for value, trial in options:
         (simulation,) = predict([trial])

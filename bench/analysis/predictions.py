@@ -1,4 +1,8 @@
-"""Measured trials predicted anew: rows of a folder, or what is measured now, each in a fresh process."""
+"""Predicts measured trials and grades the predictions.
+
+In: measured rows of a results folder, or configurations that are measured now in fresh processes. Out:
+`Graded` trials of accuracy.py.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +30,12 @@ from bench.trial.spec import Trial, from_text
 _TIMEOUT_SECONDS = 600.0
 
 
-class NotGradedError(RuntimeError):  # reads as what happened
+class NotGradedError(RuntimeError):
     """A trial could not be measured or predicted; the message names it and says why."""
 
 
 def measured_trials(results_dir: Path) -> list[dict[str, Any]]:
-    """The rows of the folder that can be graded, each trial once: measured, ok, and with a peak."""
+    """The latest row of each trial in the folder that can be graded: measured, ok, and with a peak."""
     rows = {
         row["trial_id"]: row
         for row in store.records(results_dir)
@@ -42,71 +46,71 @@ def measured_trials(results_dir: Path) -> list[dict[str, Any]]:
 
 
 def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
-    """A measured row, graded by predictions made now.
+    """Predicts a measured row's trial now, and grades the predictions.
 
     Raises:
-        NotGraded: this version cannot predict it.
+        NotGradedError: this version cannot predict it.
     """
     trial = from_text(row["definition"])
     if trial is None:
         raise NotGradedError(f"{row['trial_id']}: this version makes no trial of its definition")
     platform = CPU if row["peak_reserved_bytes"] is None else CUDA
-    simulation = submit_simulations(trial, platform, simulator)
+    simulation = submit_simulation(trial, platform, simulator)
     predicted = predictions(trial, platform, simulation)
     device_name = row["device_name"] or ""
-    found = grade_trial(row["overrides"], trial, row, predicted, device_name)
+    graded = grade_trial(row["overrides"], trial, row, predicted, device_name)
     card = gpu_catalogue.by_device_name(device_name)
     if card is None or not row["step_seconds_median"]:
-        return found
-    from bench.methods.roofline import step_seconds  # needs torch
+        return graded
+    from bench.methods.roofline import step_seconds  # not at the top: it imports torch
 
     bound = step_seconds(simulation.result().work, card)
-    return replace(found, bound_share=bound / row["step_seconds_median"])
+    return replace(graded, bound_share=bound / row["step_seconds_median"])
 
 
 def grade_now(overrides: Overrides, simulator: Simulator) -> Graded:
-    """A configuration measured on the CPU, briefly, and graded; it is simulated meanwhile.
+    """Measures a configuration briefly on the CPU, simulates it meanwhile, and grades the predictions.
 
     Raises:
-        NotGraded: it could not be measured or predicted.
+        NotGradedError: it could not be measured or predicted.
     """
     trial = trial_from([*BRIEF, *overrides])
-    simulation = submit_simulations(trial, CPU, simulator)
-    ranks = _ranks(trial)
+    simulation = submit_simulation(trial, CPU, simulator)
+    ranks = _measured_ranks(trial)
     largest = max(ranks, key=lambda columns: columns["tracked_peak_bytes"] or 0)
     peak = max(columns["peak_allocated_bytes"] or 0 for columns in ranks)
     measured: Mapping[str, Any] = {**largest, "peak_allocated_bytes": peak}
     return grade_trial(" ".join(overrides), trial, measured, predictions(trial, CPU, simulation))
 
 
-def submit_simulations(trial: Trial, platform: Platform, simulator: Simulator) -> Future[Simulation]:
-    """The simulation of a measured trial, on its way.
+def submit_simulation(trial: Trial, platform: Platform, simulator: Simulator) -> Future[Simulation]:
+    """Starts the simulation of a measured trial.
 
     Args:
-        trial: what was measured, or is about to be.
-        platform: what it is measured on.
-        simulator: where it is simulated.
+        trial: the trial that was measured, or is about to be.
+        platform: the platform that it is measured on.
+        simulator: the pool that simulates it.
 
     Raises:
-        NotGraded: it cannot be simulated.
+        NotGradedError: it cannot be simulated.
     """
-    imagined = replace(trial, method="simulate", device=platform.device_type)
-    reason = skip_reason(imagined, platform, device_count=0)
+    simulated = replace(trial, method="simulate", device=platform.device_type)
+    reason = skip_reason(simulated, platform, device_count=0)
     if reason:
         raise NotGradedError(f"method=simulate: skipped, {reason}")
-    return simulator.begin(imagined, platform)
+    return simulator.begin(simulated, platform)
 
 
 def predictions(trial: Trial, platform: Platform, simulation: Future[Simulation]) -> dict[str, Columns]:
-    """Columns by predictor.
+    """The predicted columns by predictor.
 
     Args:
-        trial: what was measured.
-        platform: what it was measured on.
-        simulation: what `begun` gave.
+        trial: the trial that was measured.
+        platform: the platform that it was measured on.
+        simulation: what `submit_simulation` returned.
 
     Raises:
-        NotGraded: the simulation failed.
+        NotGradedError: the simulation failed.
     """
     try:
         simulated = simulation.result(_TIMEOUT_SECONDS).columns
@@ -119,7 +123,8 @@ def predictions(trial: Trial, platform: Platform, simulation: Future[Simulation]
     }
 
 
-def _ranks(trial: Trial) -> list[Columns]:
+def _measured_ranks(trial: Trial) -> list[Columns]:
+    """Measures the trial in fresh processes: the columns of each rank."""
     with tempfile.TemporaryDirectory() as folder:
         outcome = isolate.run_isolated(trial, log=Path(folder) / "log", timeout_seconds=_TIMEOUT_SECONDS)
     if outcome.status != "ok":

@@ -1,8 +1,8 @@
-"""Rows to studies: one line for each trial, and beside each other those that differ in techniques alone.
+"""Merges rows into trials, and groups trials into studies: those that differ in techniques alone.
 
 A study is one model, one shape of batch and one device, measured (or predicted) with several combinations
 of techniques; its baseline is the trial with the fewest of them. Everything that compares techniques
-(tables, figures, findings, notebooks) starts here. Pure: a DataFrame in, a DataFrame out.
+(tables, figures, findings, notebooks) starts here. Pure: a DataFrame in, DataFrames out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "of
 PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
 BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
 
-# What of a row is looked at; reading these alone is much cheaper than reading every column.
+# The columns that analysis and reports use; reading only these is much faster than reading all.
 COLUMNS = (
     *("trial_id", "sweep_id", "replicate", "started_at", "method", "formula", "status", "reason"),
     *("model", *TECHNIQUES, "lora_rank", "world_size", "workload", "micro_batch_size", "seq_len"),
@@ -37,33 +37,36 @@ COLUMNS = (
     *("bitsandbytes_version", "accelerate_version", "python_version", "git_commit", "git_dirty"),
 )
 
+# Parts of a definition in which the trials of one study may differ.
 _NOT_THE_STUDY = ("timing", "device", "whole", *TECHNIQUES)
 
 
 def trials(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line for each trial on each device, replicates together, oldest first.
+    """One line for each trial on each device, oldest first; replicates are merged.
 
-    The peak is the replicates' largest, the rate their median, its interval spans theirs, and the status is
-    the worst. Further columns:
+    Of replicates the largest peak is kept, the median rate, an interval that spans all of theirs, and the
+    worst status. Further columns:
 
     - `study`, `title`: which study the trial belongs to, and that study in words;
     - `label`: the trial's techniques in words, unique within its study;
-    - `steps`: the techniques that tell it from its study's baseline, a dict from axis to words;
+    - `steps`: the techniques in which it differs from its study's baseline, a dict from axis to words;
     - `baseline`: whether it is the baseline;
-    - `facts`: its definition as a flat dict, `lora.rank` and the like.
+    - `replicates`: how many rows were merged;
+    - `facts`: its definition as a flat dict, with keys like `lora.rank`.
 
     Args:
-        rows: what `results.read` returns; of the columns, those in `COLUMNS` matter.
+        rows: what `store.read` returns, with at least `COLUMNS`.
     """
     if rows.empty:
-        more = ("device", "study", "title", "label", "steps", "baseline", "facts", "replicates")
-        return pd.DataFrame(columns=[*rows.columns, *more])
-    known = rows.assign(device=_devices(rows), order=rows["status"].map(STATUSES.index))
-    replicates = zip(known["trial_id"], known["replicate"], strict=True)
-    merged = _without_replicates(known[counting_executions(zip(replicates, known["status"], strict=True))])
-    merged["facts"] = pd.Series([_facts(row) for row in each_study(merged)], index=merged.index)
+        added = ("device", "study", "title", "label", "steps", "baseline", "facts", "replicates")
+        return pd.DataFrame(columns=[*rows.columns, *added])
+    executions = rows.assign(device=_devices(rows), order=rows["status"].map(STATUSES.index))
+    replicates = zip(executions["trial_id"], executions["replicate"], strict=True)
+    counting = counting_executions(zip(replicates, executions["status"], strict=True))
+    merged = _merge_replicates(executions[counting])
+    merged["facts"] = pd.Series([_facts(row) for row in row_dicts(merged)], index=merged.index)
     merged["study"] = [
-        _study(facts, row) for facts, row in zip(merged["facts"], each_study(merged), strict=True)
+        _study_key(facts, row) for facts, row in zip(merged["facts"], row_dicts(merged), strict=True)
     ]
     merged["title"] = _titles(merged)
     merged["label"] = _labels(merged)
@@ -71,20 +74,21 @@ def trials(rows: pd.DataFrame) -> pd.DataFrame:
     return merged.assign(steps=pd.Series(_steps(merged), index=merged.index))
 
 
-def each_study(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The lines of a table as plain dicts."""
+def row_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The lines of a table as dicts from column to value."""
     return [{str(name): value for name, value in line.items()} for line in frame.to_dict("records")]
 
 
 def _devices(rows: pd.DataFrame) -> pd.Series[str]:
-    """The device of each row; a skipped trial never saw one, and takes its sweep's."""
+    """The device of each row; a skipped trial has none, and gets that of its sweep."""
     of_sweep = rows.groupby(["sweep_id", "method"])["device_name"].transform("first")
     return rows["device_name"].fillna(of_sweep).fillna("no device")
 
 
-def _without_replicates(known: pd.DataFrame) -> pd.DataFrame:
+def _merge_replicates(executions: pd.DataFrame) -> pd.DataFrame:
+    """One line for each trial and device, with `replicates`."""
     rate = "tokens_per_sec_per_device"
-    how: dict[str, str] = dict.fromkeys(known.columns, "first")
+    how: dict[str, str] = dict.fromkeys(executions.columns, "first")
     how |= {
         "peak_allocated_bytes": "max",
         rate: "median",
@@ -94,13 +98,15 @@ def _without_replicates(known: pd.DataFrame) -> pd.DataFrame:
         "replicate": "count",
     }
     keys = ["trial_id", "device"]
-    merged = known.groupby(keys, sort=False).agg({k: v for k, v in how.items() if k not in keys})
+    merged = executions.groupby(keys, sort=False).agg(
+        {column: function for column, function in how.items() if column not in keys}
+    )
     merged = merged.reset_index().rename(columns={"replicate": "replicates"})
     return merged.assign(status=[STATUSES[int(order)] for order in merged["order"]])
 
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
-    """The definition, flat; rows that have none are described by their columns."""
+    """The row's definition as a flat dict, or, if it has none that can be read, its axis columns."""
     if isinstance(row["definition"], str) and from_text(row["definition"]) is not None:
         return dict(_flat(json.loads(row["definition"]), ""))
     named = {
@@ -113,6 +119,7 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The pairs of a nested dict, with keys like `lora.rank`."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -120,24 +127,28 @@ def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def without_columns(facts: dict[str, Any], *parts: str) -> str:
-    """The definition less some of its parts (`lora`, or `lora.rank`), as text that tells two apart."""
-    kept = [(k, v) for k, v in facts.items() if k not in parts and k.partition(".")[0] not in parts]
+def definition_without(facts: dict[str, Any], *parts: str) -> str:
+    """A definition without some of its parts (`lora`, or `lora.rank`), as text, to be used as a key."""
+    kept = [
+        (key, value)
+        for key, value in facts.items()
+        if key not in parts and key.partition(".")[0] not in parts
+    ]
     return json.dumps(sorted(kept), default=str)
 
 
-def _study(facts: dict[str, Any], row: dict[str, Any]) -> str:
-    return f"{row['device']} {without_columns(facts, *_NOT_THE_STUDY)}"
+def _study_key(facts: dict[str, Any], row: dict[str, Any]) -> str:
+    return f"{row['device']} {definition_without(facts, *_NOT_THE_STUDY)}"
 
 
 def _titles(merged: pd.DataFrame) -> list[str]:
-    """Each trial's study in words; what else tells studies of the same words apart follows in brackets."""
+    """The title of each trial's study; brackets tell studies apart that would have the same title."""
     first = merged.drop_duplicates("study")
-    words = [_title(row) for row in each_study(first)]
-    said = tell_apart(words, list(first["facts"]), ignored=_NOT_THE_STUDY)
+    short_titles = [_title(row) for row in row_dicts(first)]
+    differences = tell_apart(short_titles, list(first["facts"]), ignored=_NOT_THE_STUDY)
     titles = {
-        study: f"{title} ({more})" if more else title
-        for study, title, more in zip(first["study"], words, said, strict=True)
+        study: f"{title} ({difference})" if difference else title
+        for study, title, difference in zip(first["study"], short_titles, differences, strict=True)
     }
     return [titles[study] for study in merged["study"]]
 
@@ -153,32 +164,32 @@ def _title(row: dict[str, Any]) -> str:
 def tell_apart(
     names: list[str], facts: list[dict[str, Any]], *, ignored: tuple[str, ...] = ()
 ) -> list[str]:
-    """What tells each of these definitions from others of its name, as overrides; "" if nothing has to.
+    """The overrides that tell each definition from the others of its name; "" where a name is unique.
 
     Args:
-        names: what each is called.
-        facts: the definitions, flat, in the same order.
-        ignored: parts of a definition that are not looked at.
+        names: the name of each definition.
+        facts: the definitions as flat dicts, in the same order.
+        ignored: parts of a definition that are not compared.
     """
-    alike: dict[str, list[dict[str, Any]]] = {}
-    for name, of in zip(names, facts, strict=True):
-        alike.setdefault(name, []).append(of)
-    differ = {name: _differing(all_of, ignored) for name, all_of in alike.items()}
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for name, definition in zip(names, facts, strict=True):
+        by_name.setdefault(name, []).append(definition)
+    differing = {name: _differing_keys(alike, ignored) for name, alike in by_name.items()}
     return [
-        " ".join(f"{key}={of[key]}" for key in differ[name] if key in of)
-        for name, of in zip(names, facts, strict=True)
+        " ".join(f"{key}={definition[key]}" for key in differing[name] if key in definition)
+        for name, definition in zip(names, facts, strict=True)
     ]
 
 
-def _differing(facts: list[dict[str, Any]], ignored: tuple[str, ...]) -> list[str]:
-    if len(facts) < 2:
-        return []
-    keys = sorted({key for one in facts for key in one if key.partition(".")[0] not in ignored})
-    return [key for key in keys if any(one.get(key) != facts[0].get(key) for one in facts)]
+def _differing_keys(definitions: list[dict[str, Any]], ignored: tuple[str, ...]) -> list[str]:
+    first, *others = definitions
+    keys = {key for definition in definitions for key in definition}
+    compared = sorted(key for key in keys if key.partition(".")[0] not in ignored)
+    return [key for key in compared if any(other.get(key) != first.get(key) for other in others)]
 
 
 def step_words(axis: str, facts: dict[str, Any]) -> str:
-    """A trial's level on an axis in the field's words: `LoRA r16`, `FSDP full_shard ×2`; "" for none."""
+    """A trial's technique on an axis in words: `LoRA r16`, `FSDP full_shard ×2`; "" if it uses none."""
     level = str(facts.get(f"{axis}.name", "off"))
     if axis in ("precision", "optimizer"):
         return level
@@ -197,22 +208,20 @@ def step_words(axis: str, facts: dict[str, Any]) -> str:
 
 
 def _labels(merged: pd.DataFrame) -> list[str]:
+    """The techniques of each trial in words; overrides tell trials apart that would have the same label."""
     plain = merged["optimizer"].isin(PLAIN_OPTIMIZERS)
-    alike = merged.groupby("study")["optimizer"].transform("nunique") == 1
-    unsaid = plain & (alike | (merged["optimizer"] == "adamw"))  # what nobody varied, or the default
-    labels = [
-        " + ".join(
-            filter(
-                None, (step_words(axis, facts) for axis in TECHNIQUES if axis != "optimizer" or not quiet)
-            )
-        )
-        for facts, quiet in zip(merged["facts"], unsaid, strict=True)
-    ]
-    said = tell_apart(
+    only_one = merged.groupby("study")["optimizer"].transform("nunique") == 1
+    # A plain optimizer is not named if the study has no other, or if it is the default.
+    unnamed = plain & (only_one | (merged["optimizer"] == "adamw"))
+    labels = []
+    for facts, without_optimizer in zip(merged["facts"], unnamed, strict=True):
+        axes = (axis for axis in TECHNIQUES if axis != "optimizer" or not without_optimizer)
+        labels.append(" + ".join(filter(None, (step_words(axis, facts) for axis in axes))))
+    differences = tell_apart(
         [f"{study} {label}" for study, label in zip(merged["study"], labels, strict=True)],
         list(merged["facts"]),
     )
-    return [f"{label} {more}".strip() for label, more in zip(labels, said, strict=True)]
+    return [f"{label} {difference}".strip() for label, difference in zip(labels, differences, strict=True)]
 
 
 def _baselines(merged: pd.DataFrame) -> list[Any]:
@@ -230,35 +239,41 @@ def _baselines(merged: pd.DataFrame) -> list[Any]:
 
 
 def _steps(merged: pd.DataFrame) -> list[dict[str, str]]:
-    chosen = merged[merged["baseline"]]
-    plain = dict(zip(chosen["study"], chosen["facts"], strict=True))
+    """The techniques in which each trial differs from its study's baseline, by axis."""
+    baselines = merged[merged["baseline"]]
+    baseline_facts = dict(zip(baselines["study"], baselines["facts"], strict=True))
     steps = []
     for study, facts in zip(merged["study"], merged["facts"], strict=True):
-        pieces = {axis: (step_words(axis, facts), step_words(axis, plain[study])) for axis in TECHNIQUES}
-        steps.append({axis: now or f"no {was}" for axis, (now, was) in pieces.items() if now != was})
+        words = {
+            axis: (step_words(axis, facts), step_words(axis, baseline_facts[study])) for axis in TECHNIQUES
+        }
+        steps.append({axis: own or f"no {base}" for axis, (own, base) in words.items() if own != base})
     return steps
 
 
-def studies(of: pd.DataFrame) -> list[pd.DataFrame]:
-    """The trials of each study: measured before predicted, those with most trials first."""
-    groups = [group for _, group in of.groupby("study", sort=False)]
+def studies(trials: pd.DataFrame) -> list[pd.DataFrame]:
+    """The trials of each study: measured studies before predicted ones, then by number of trials."""
+    groups = [group for _, group in trials.groupby("study", sort=False)]
     return sorted(groups, key=lambda group: (group["method"].iloc[0] != "measure", -len(group)))
 
 
-def of_several(found: list[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The studies of more than one trial, which alone compare anything; if there is none, the first."""
-    return [study for study in found if len(study) > 1] or found[:1]
+def comparable_studies(every: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The studies with more than one trial; if there is none, the first study."""
+    return [study for study in every if len(study) > 1] or every[:1]
 
 
 def baseline_trial(study: pd.DataFrame) -> dict[str, Any]:
     """The study's trial with the fewest techniques."""
-    return each_study(study[study["baseline"]])[0]
+    return row_dicts(study[study["baseline"]])[0]
 
 
 def reference_trial(study: pd.DataFrame) -> dict[str, Any] | None:
-    """What changes are counted from: the baseline, or if it does not fit the ok trial nearest to it."""
+    """The trial that changes are counted from; None if no trial of the study is ok.
+
+    It is the baseline, or if that is not ok, the ok trial with the fewest techniques.
+    """
     fits = study[study["status"] == "ok"]
     if fits.empty:
         return None
     many = fits["steps"].map(len)
-    return each_study(fits[many == many.min()].sort_values("peak_allocated_bytes", ascending=False))[0]
+    return row_dicts(fits[many == many.min()].sort_values("peak_allocated_bytes", ascending=False))[0]

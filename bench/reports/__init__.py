@@ -1,1 +1,1 @@
-"""From answers to pages: HTML, Markdown, figures and notebooks."""
+"""Reports: what the analysis found, as an HTML page, Markdown, figures and rendered notebooks."""

@@ -1,4 +1,4 @@
-"""What a report says, in order. Pure but for the clock: rows in, a `Report` out."""
+"""The contents of a report, section by section. In: rows and claims. Out: a `Report`. Pure but for time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.reports import charts, figures, figures_across
 from bench.reports.document import Figure, Report, Section, Table
 from bench.trial.outcome import STATUSES
 
-_STUDIES = 3  # shown in full; a page of a hundred is no page
+_STUDIES = 3  # that have sections of their own; a page of a hundred would be too long
 _SHOWN_ERRORS = 10
 
 
@@ -25,55 +25,52 @@ def build_report(
     """The report of these rows.
 
     Args:
-        rows: what `results.read` returns, `studies.COLUMNS` at least; not empty.
-        claims: the ledger.
-        simulated: what its claims came to when simulated (`ledger.read_values`).
+        rows: what `store.read` returns, with at least `studies.COLUMNS`; not empty.
+        claims: the ledger of claims.
+        simulated: the simulated values of the claims (`literature.read_values`).
     """
     trials = studies.trials(rows)
     every = studies.studies(trials)
     errors = tables.errors(trials)
-    sections: list[Section | None] = [_what_and_where(rows, trials)]
-    shown = studies.of_several(every)[:_STUDIES]
+    sections: list[Section | None] = [_devices(rows, trials)]
+    shown = studies.comparable_studies(every)[:_STUDIES]
     for number, study in enumerate(shown, 1):
         sections += _study(study, number)
     sections += [
-        _more(len(trials) - sum(map(len, shown))),
+        _other_trials(len(trials) - sum(map(len, shown))),
         _curves(trials),
         _predictions(errors),
         _claims(literature.judge_claims(claims, simulated, trials)),
         _noise(trials),
     ]
-    said = findings.findings(every, errors)
     kept = [section for section in sections if section is not None]
-    return Report(datetime.now(UTC), said, kept, tables.rows_table(trials))
+    return Report(datetime.now(UTC), findings.findings(every, errors), kept, tables.rows_table(trials))
 
 
-def _what_and_where(rows: pd.DataFrame, trials: pd.DataFrame) -> Section:
+def _devices(rows: pd.DataFrame, trials: pd.DataFrame) -> Section:
     lines = []
-    for device, of in trials.groupby("device", sort=False):
-        made = of["started_at"]
+    for device, measured in trials.groupby("device", sort=False):
+        memory, started = measured["device_memory_bytes"], measured["started_at"]
         lines.append(
             [
                 str(device),
-                ""
-                if of["device_memory_bytes"].isna().all()
-                else format_bytes(of["device_memory_bytes"].max()),
-                _several(of["driver_version"]),
+                "" if memory.isna().all() else format_bytes(memory.max()),
+                _distinct(measured["driver_version"]),
                 ", ".join(
-                    f"{package} {_several(of[f'{package}_version'])}"
+                    f"{package} {_distinct(measured[f'{package}_version'])}"
                     for package in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-                    if of[f"{package}_version"].notna().any()
+                    if measured[f"{package}_version"].notna().any()
                 ),
-                _span(made.min(), made.max()),
-                str(len(of)),
-                _counted(of["status"]),
-                _several(of["git_commit"].str.slice(0, 10)),
+                _date_range(started.min(), started.max()),
+                str(len(measured)),
+                _status_counts(measured["status"]),
+                _distinct(measured["git_commit"].str.slice(0, 10)),
             ]
         )
     header = ["device", "memory", "driver", "versions", "measured on (UTC)", "trials", "statuses", "commit"]
-    replicated = f", {len(rows)} rows with replicates" * (len(rows) > len(trials))
+    replicated = f", {len(rows)} rows with replicates" if len(rows) > len(trials) else ""
     text = (
-        f"{count_of(len(trials), 'trial')}{replicated}: {_counted(trials['status'])}.",
+        f"{count_of(len(trials), 'trial')}{replicated}: {_status_counts(trials['status'])}.",
         "ok: measured or predicted. oom: ran out of memory, which is a result. skipped: cannot exist, for "
         "the reason in the last table. Peaks are the allocator's own, of the largest rank, in a steady "
         "step; tokens per second are per device, the median with its 95 % interval.",
@@ -81,16 +78,16 @@ def _what_and_where(rows: pd.DataFrame, trials: pd.DataFrame) -> Section:
     return Section("measured", "What was measured on what", text, (Table("devices", header, lines),))
 
 
-def _several(values: pd.Series[Any]) -> str:
+def _distinct(values: pd.Series[Any]) -> str:
     return ", ".join(sorted({str(value) for value in values.dropna()}))
 
 
-def _counted(statuses: pd.Series[Any]) -> str:
+def _status_counts(statuses: pd.Series[Any]) -> str:
     counts = statuses.value_counts()
     return ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
 
 
-def _span(first: datetime, last: datetime) -> str:
+def _date_range(first: datetime, last: datetime) -> str:
     days = [f"{day:%Y-%m-%d}" for day in (first, last)]
     return days[0] if days[0] == days[1] else " to ".join(days)
 
@@ -98,13 +95,12 @@ def _span(first: datetime, last: datetime) -> str:
 def _study(study: pd.DataFrame, number: int) -> list[Section]:
     title = str(study["title"].iloc[0])
     anchor = f"study-{number}"
-    first = studies.reference_trial(study)
-    text = [
-        f"{count_of(len(study), 'trial')} that differ in techniques alone: {_counted(study['status'])}."
-    ]
-    if first is not None and not first["baseline"]:
-        text.append(f"The plain one does not run; changes are against {first['label']}.")
-    headline = [_rungs(study, number), _alone(study, number)]
+    reference = studies.reference_trial(study)
+    counts = _status_counts(study["status"])
+    text = [f"{count_of(len(study), 'trial')} that differ in techniques alone: {counts}."]
+    if reference is not None and not reference["baseline"]:
+        text.append(f"The plain one does not run; changes are against {reference['label']}.")
+    headline = [_ladder(study, number), _alone(study, number)]
     return [
         Section(anchor, title, tuple(text)),
         Section(
@@ -121,18 +117,17 @@ def _study(study: pd.DataFrame, number: int) -> list[Section]:
 _HEADER = ["peak", "change", "tokens/s per device [95 %]", "change of speed", "status", "command"]
 
 
-def _rungs(study: pd.DataFrame, number: int) -> Table:
-    rungs = tables.ladder(study)
+def _ladder(study: pd.DataFrame, number: int) -> Table:
     lines = [
         [f"+ {row['added']}" if row["added"] else str(row["label"]), *_cells(row)]
-        for row in studies.each_study(rungs)
+        for row in studies.row_dicts(tables.ladder(study))
     ]
     return _headline(f"ladder-{number}", "added", lines)
 
 
 def _alone(study: pd.DataFrame, number: int) -> Table:
     single = tables.alone(study).sort_values("peak_change")
-    lines = [[f"{row['added']} alone", *_cells(row)] for row in studies.each_study(single)]
+    lines = [[f"{row['added']} alone", *_cells(row)] for row in studies.row_dicts(single)]
     return _headline(f"alone-{number}", "technique", lines)
 
 
@@ -185,7 +180,7 @@ def _figures(study: pd.DataFrame, number: int) -> Iterator[Section]:
             yield Section(f"{anchor}-{name}", title, figures=(figure,), level=3)
 
 
-def _more(others: int) -> Section | None:
+def _other_trials(others: int) -> Section | None:
     if not others:
         return None
     text = f"In the last table only: {count_of(others, 'trial')} of other models, shapes or methods."
@@ -195,11 +190,11 @@ def _more(others: int) -> Section | None:
 def _curves(trials: pd.DataFrame) -> Section | None:
     drawn = [
         Figure(
-            f"{axis}-{short}", f"{words} over {axis}; other things equal along a line.", charts.spec(chart)
+            f"{axis}-{short}", f"{title} over {axis}; other things equal along a line.", charts.spec(chart)
         )
         for axis in tables.CURVES
         for lines in (tables.curves(trials, axis),)
-        for column, short, words in ((PEAK, "peak", "Peak memory"), (RATE, "rate", "Tokens/s per device"))
+        for column, short, title in ((PEAK, "peak", "Peak memory"), (RATE, "rate", "Tokens/s per device"))
         if (chart := figures_across.cost_curve(lines, axis, column)) is not None
     ]
     return Section("curves", "Cost curves", figures=tuple(drawn)) if drawn else None
@@ -216,14 +211,14 @@ def _predictions(errors: list[accuracy.Graded]) -> Section:
     chart = figures_across.predicted_against_measured(errors)
     assert chart is not None
     caption = "Predicted over measured peak; on the line both agree, below it a run could die."
-    worst = sorted(errors, key=lambda one: -max(map(abs, one.errors.values())))[:_SHOWN_ERRORS]
+    worst = sorted(errors, key=lambda graded: -max(map(abs, graded.errors.values())))[:_SHOWN_ERRORS]
     cases = [
         [
-            one.label,
-            format_bytes(one.measured_bytes),
-            *(format_change(one.errors.get(p, float("nan")), 2) for p in accuracy.PREDICTORS),
+            graded.label,
+            format_bytes(graded.measured_bytes),
+            *(format_change(graded.errors.get(name, float("nan")), 2) for name in accuracy.PREDICTORS),
         ]
-        for one in worst
+        for graded in worst
     ]
     names = [name.replace("_", " ") for name in accuracy.PREDICTORS]
     return Section(
@@ -241,10 +236,10 @@ def _predictions(errors: list[accuracy.Graded]) -> Section:
     )
 
 
-def _claims(found: list[literature.Finding]) -> Section:
-    header, rows = literature.lines(found)
+def _claims(judged: list[literature.Finding]) -> Section:
+    header, rows = literature.lines(judged)
     text = (
-        literature.summary(found),
+        literature.summary(judged),
         "A ratio is after over before; below 1 is less. Pairs are measured trials of these rows that "
         "differ in that technique alone, at their own scale, which may be far from the paper's.",
     )
@@ -252,9 +247,9 @@ def _claims(found: list[literature.Finding]) -> Section:
 
 
 def _noise(trials: pd.DataFrame) -> Section:
-    found = findings.warnings(trials)
-    if found.empty:
+    warnings = findings.warnings(trials)
+    if warnings.empty:
         return Section("noise", "Noise and warnings", ("Nothing to warn of.",))
-    lines = [[str(cell) for cell in row] for row in found.to_numpy()]
-    table = Table("warnings", list(found.columns), lines, numbers=("trials",))
+    lines = [[str(cell) for cell in row] for row in warnings.to_numpy()]
+    table = Table("warnings", list(warnings.columns), lines, numbers=("trials",))
     return Section("noise", "Noise and warnings", (), (table,))

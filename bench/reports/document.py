@@ -1,4 +1,7 @@
-"""What a report is made of: sections of text, tables and figures. page.py and summary.py give it a form."""
+"""The parts of a report: sections of text, tables and figures.
+
+contents.py makes them; html_page.py, markdown_page.py and write.py turn them into files.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,15 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text. `code` are the columns that hold commands; `numbers` are set to the right."""
+    """A table of text.
+
+    Attributes:
+        name: the name of its CSV file.
+        header: the columns' names.
+        rows: the cells.
+        code: the names of columns that hold commands.
+        numbers: the names of columns that are aligned to the right.
+    """
 
     name: str
     header: list[str]
@@ -23,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its Vega-Lite specification, and what it shows in words."""
+    """A figure: the name of its file, its caption, and its Vega-Lite specification."""
 
     name: str
     caption: str
@@ -32,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what is under it."""
+    """A heading (`title`, of this `level`) with text, tables and figures under it."""
 
     anchor: str
     title: str
@@ -44,7 +55,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report says. `rows` has every trial on one line."""
+    """A whole report. `rows` has one line for each trial."""
 
     written_at: datetime
     findings: list[str]

@@ -1,6 +1,7 @@
-"""Tables to figures: each function takes a DataFrame and returns an Altair chart. Pure.
+"""Figures of one study: each function takes a DataFrame and returns an Altair chart. Pure.
 
-What matters is said by position, shape or text as well as by colour; `drawing.py` has the look they share.
+What colour shows is also shown by position, shape or text. charts.py has the look that figures share, and
+figures_across.py the figures over several techniques, models or sets of rows.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import pandas as pd
 
 from bench.analysis.studies import BYTES
 from bench.analysis.tables import PEAK, RATE, frontier
-from bench.reports.charts import INK, Chart, colours, styled_chart, unit_of
+from bench.formatting import byte_unit
+from bench.reports.charts import INK, Chart, colours, styled_chart
 
-_BARS = 30  # more cannot be read in one picture
+_BARS = 30  # more cannot be read in one figure
 _POINTS = 1500
-
 
 _NAMES = dict(
     zip(
@@ -37,9 +38,9 @@ _NAMES = dict(
 def memory_bars(study: pd.DataFrame) -> Chart | None:
     """Peak memory by category, one stacked bar for each trial, fewest techniques first.
 
-    The device's capacity is a line where it is in sight; a trial that ran out of memory is an empty bar up
-    to what it held, and says so. None if no trial has a peak. At most 30 trials: those with the fewest
-    techniques, then those with the lowest peaks.
+    A line marks the device's capacity if it is near the bars. A trial that ran out of memory is an empty
+    bar up to the peak that it reached, with a note. At most 30 trials are drawn: those with the fewest
+    techniques, then those with the lowest peaks. None if no trial has a peak.
     """
     shown = study[study["status"].isin(["ok", "oom"])].assign(many=study["steps"].map(len))
     shown = shown[shown[PEAK].notna() | (shown["status"] == "oom")]
@@ -47,8 +48,8 @@ def memory_bars(study: pd.DataFrame) -> Chart | None:
         return None
     shown = shown.sort_values(["many", PEAK]).head(_BARS)
     order = list(shown["label"])
-    unit, size = unit_of(shown[PEAK].max())
-    parts = _parts(shown, size)
+    unit, size = byte_unit(shown[PEAK].max())
+    parts = _category_sizes(shown, size)
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, labelPadding=6))
     bars = (
         alt.Chart(parts)
@@ -66,14 +67,12 @@ def memory_bars(study: pd.DataFrame) -> Chart | None:
         )
     )
     layers: list[alt.Chart] = [bars]
-    full = shown[shown["status"] == "oom"]
-    capacity = (
-        shown["device_memory_bytes"].dropna().max() if shown["device_memory_bytes"].notna().any() else 0
-    )
-    in_sight = capacity and (capacity < 4 * (shown[PEAK].max() or 0) or len(full))
-    if len(full):
-        layers += _out_of_memory(full, size, capacity, y)
-    if in_sight:
+    failed = shown[shown["status"] == "oom"]
+    capacities = shown["device_memory_bytes"].dropna()
+    capacity = 0 if capacities.empty else capacities.max()
+    if len(failed):
+        layers += _out_of_memory(failed, size, capacity, y)
+    if capacity and (capacity < 4 * (shown[PEAK].max() or 0) or len(failed)):
         line = pd.DataFrame({"at": [capacity / size], "says": [f"device: {capacity / size:,.1f} {unit}"]})
         layers += [
             alt.Chart(line)
@@ -83,11 +82,16 @@ def memory_bars(study: pd.DataFrame) -> Chart | None:
     return styled_chart(*layers, height=max(60, 22 * len(order)))
 
 
-def _parts(shown: pd.DataFrame, size: float) -> pd.DataFrame:
+def _category_sizes(shown: pd.DataFrame, size: float) -> pd.DataFrame:
+    """One line for each trial that fits and each category: `label`, `category`, `nth`, `size` in units."""
     fits = shown[shown["status"] == "ok"]
-    known = fits["tracked_peak_bytes"].notna()  # nothing is untracked in a prediction
-    bare = fits[~known].assign(**dict.fromkeys(BYTES, 0) | {"untracked_bytes": fits.loc[~known, PEAK]})
-    parts = pd.concat([fits[known], bare]).melt(id_vars="label", value_vars=list(BYTES), value_name="bytes")
+    tracked = fits["tracked_peak_bytes"].notna()
+    # Without categories the whole peak is drawn as untracked.
+    peak_alone = {"untracked_bytes": fits.loc[~tracked, PEAK]}
+    untracked = fits[~tracked].assign(**dict.fromkeys(BYTES, 0) | peak_alone)
+    parts = pd.concat([fits[tracked], untracked]).melt(
+        id_vars="label", value_vars=list(BYTES), value_name="bytes"
+    )
     parts = parts[parts["bytes"] > 0]
     nth = {name: number for number, name in enumerate(BYTES)}
     return parts.assign(
@@ -95,9 +99,10 @@ def _parts(shown: pd.DataFrame, size: float) -> pd.DataFrame:
     ).drop(columns=["variable", "bytes"])
 
 
-def _out_of_memory(full: pd.DataFrame, size: float, capacity: float, y: alt.Y) -> list[alt.Chart]:
-    reached = full[PEAK].fillna(capacity).fillna(0) / size
-    table = pd.DataFrame({"label": full["label"], "reached": reached, "says": "out of memory"})
+def _out_of_memory(failed: pd.DataFrame, size: float, capacity: float, y: alt.Y) -> list[alt.Chart]:
+    """An outline up to the peak that each trial reached (if unknown, the capacity), and a note."""
+    reached = failed[PEAK].fillna(capacity).fillna(0) / size
+    table = pd.DataFrame({"label": failed["label"], "reached": reached, "says": "out of memory"})
     outline = alt.Chart(table).mark_bar(fillOpacity=0, stroke=INK, strokeDash=[3, 3], strokeWidth=1.2)
     text = (
         alt.Chart(table)
@@ -110,7 +115,8 @@ def _out_of_memory(full: pd.DataFrame, size: float, capacity: float, y: alt.Y) -
 def speed_against_memory(study: pd.DataFrame) -> Chart | None:
     """Throughput against peak memory, with intervals and the Pareto frontier as a line.
 
-    None without two measured trials. Above 1500 trials, the frontier and an even sample of the others.
+    Of more than 1500 trials, the frontier and a random sample of the others are drawn. None if fewer than
+    two trials have a rate.
     """
     fits = study[(study["status"] == "ok") & study[RATE].notna()]
     if len(fits) < 2:
@@ -118,7 +124,7 @@ def speed_against_memory(study: pd.DataFrame) -> Chart | None:
     best = frontier(fits)
     if len(fits) > _POINTS:
         fits = pd.concat([best, fits.drop(best.index).sample(_POINTS - len(best), random_state=0)])
-    unit, size = unit_of(fits[PEAK].max())
+    unit, size = byte_unit(fits[PEAK].max())
     columns = ["label", "precision", "lora", RATE, f"{RATE}_ci_low", f"{RATE}_ci_high"]
     points = fits[columns].assign(peak=fits[PEAK] / size)
     edge = best[[RATE]].assign(peak=best[PEAK] / size)

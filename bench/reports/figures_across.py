@@ -1,7 +1,7 @@
-"""Figures over several techniques, models or sets of rows; `figures.py` has those of one study. Pure.
+"""Figures over several techniques, models or sets of rows; figures.py has those of one study. Pure.
 
-In: DataFrames of `analysis/tables.py`, or graded predictions. Out: Altair charts, None where there is
-nothing to draw.
+In: DataFrames of analysis/tables.py, or graded predictions. Out: Altair charts, or None if there is nothing
+to draw.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ import pandas as pd
 
 from bench.analysis.accuracy import PREDICTORS, Graded
 from bench.analysis.tables import PEAK
-from bench.formatting import format_change
-from bench.reports.charts import INK, Chart, colours, styled_chart, unit_of
+from bench.formatting import byte_unit, format_change
+from bench.reports.charts import INK, Chart, colours, styled_chart
 
-_CELLS = 14
+_TECHNIQUES = 14
 _LINES = 7
 
 
 def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
-    """How two techniques together change the peak (colour and number) and the speed (number below).
+    """Heatmap of what two techniques together change: the peak (colour, number), the speed (number below).
 
     Args:
         cells: what `tables.pairs` returns.
 
     Returns:
-        A square of at most 14 techniques, alone on the diagonal; None if there is none. A cell without a
-        number was not run, or did not work, and then says its status.
+        A square of at most 14 techniques, each alone on the diagonal; None if there is none. An empty cell
+        was not run; a cell with a status in place of a number was run and did not work.
     """
     if cells.empty:
         return None
     single = cells[cells["first"] == cells["second"]].sort_values("peak_change")
-    order = list(dict.fromkeys([*single["first"], *cells["first"]]))[:_CELLS]
+    order = list(dict.fromkeys([*single["first"], *cells["first"]]))[:_TECHNIQUES]
     shown = cells[cells["first"].isin(order) & cells["second"].isin(order)]
     shown = shown.assign(
         peak=[
-            format_change(c) if s == "ok" else s
-            for c, s in zip(shown["peak_change"], shown["status"], strict=True)
+            format_change(change) if status == "ok" else status
+            for change, status in zip(shown["peak_change"], shown["status"], strict=True)
         ],
-        rate=["" if pd.isna(c) else f"{format_change(c)} t/s" for c in shown["rate_change"]],
+        rate=["" if pd.isna(change) else f"{format_change(change)} t/s" for change in shown["rate_change"]],
     )
     base = alt.Chart(shown).encode(
         x=alt.X("second:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=160)),
@@ -65,18 +65,18 @@ def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
 
 
 def cost_curve(lines: pd.DataFrame, axis: str, column: str) -> Chart | None:
-    """A column over one axis, a line for each set of trials that differ in nothing else; None if none.
+    """A column over one axis, one line for trials that differ in that axis alone; None if there is none.
 
     Args:
         lines: what `tables.curves` returns.
-        axis: the key of `tables.CURVES` that they are over.
+        axis: a key of `tables.CURVES`.
         column: `peak_allocated_bytes` or `tokens_per_sec_per_device`.
     """
     lines = lines[lines[column].notna()]
     if lines.empty:
         return None
     lines = lines[lines["curve"].isin(list(dict.fromkeys(lines["curve"]))[:_LINES])]
-    unit, size = unit_of(lines[column].max()) if column == PEAK else ("", 1.0)
+    unit, size = byte_unit(lines[column].max()) if column == PEAK else ("", 1.0)
     title = f"peak memory [{unit}]" if column == PEAK else "tokens/s per device"
     table = pd.DataFrame({"value": lines["value"], "of": lines[column] / size, "trials": lines["curve"]})
     x = alt.X(
@@ -103,18 +103,18 @@ def cost_curve(lines: pd.DataFrame, axis: str, column: str) -> Chart | None:
 
 
 def predicted_against_measured(all_graded: list[Graded]) -> Chart | None:
-    """Predicted over measured peaks by measured peak, logarithmic, with a line at one; None if none."""
+    """Predicted over measured peak, against measured peak, with a line at 1; logarithmic. None if empty."""
     points = pd.DataFrame(
         [
             {
-                "label": one.label,
-                "measured": one.measured_bytes / 2**30,
+                "label": graded.label,
+                "measured": graded.measured_bytes / 2**30,
                 "error": error,
                 "ratio": 1 + error,
                 "predictor": name.replace("_", " "),
             }
-            for one in all_graded
-            for name, error in one.errors.items()
+            for graded in all_graded
+            for name, error in graded.errors.items()
         ]
     )
     if points.empty:
@@ -155,14 +155,14 @@ def predicted_against_measured(all_graded: list[Graded]) -> Chart | None:
     return styled_chart(agree.encode(y="ratio:Q"), marks, height=300)
 
 
-def speed_changes(found: pd.DataFrame) -> Chart:
-    """Speed of the same trials in two sets, new over old, with a line where nothing changed.
+def speed_changes(compared: pd.DataFrame) -> Chart:
+    """The change of each trial's speed between two sets of rows, with a line at no change.
 
     Args:
-        found: `label` and `speed_change`, a fraction.
+        compared: one line for each trial, with `label` and `speed_change`, a fraction.
     """
-    base = alt.Chart(found).encode(
-        y=alt.Y("label:N", sort=list(found["label"]), title=None, axis=alt.Axis(labelLimit=300))
+    base = alt.Chart(compared).encode(
+        y=alt.Y("label:N", sort=list(compared["label"]), title=None, axis=alt.Axis(labelLimit=300))
     )
     bars = base.mark_bar(color=colours(0)[0]).encode(
         x=alt.X(
@@ -173,4 +173,4 @@ def speed_changes(found: pd.DataFrame) -> Chart:
         tooltip=["label:N", alt.Tooltip("speed_change:Q", format="+.1%")],
     )
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(color=INK).encode(x="x:Q")
-    return styled_chart(bars, zero, height=max(60, 22 * len(found)))
+    return styled_chart(bars, zero, height=max(60, 22 * len(compared)))

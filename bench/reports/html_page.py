@@ -1,8 +1,8 @@
-"""A report as one HTML file that opens from a disk and asks nothing of a network.
+"""A report as one HTML file that opens from a disk and makes no request.
 
-It carries its libraries with it: Vega (drawing, from vl-convert) and DataTables (the last table, from
-itables). Without JavaScript everything but the last table is there: figures are also inlined as SVG. A
-content security policy forbids the page to load anything at all.
+The file contains its libraries: Vega (figures, from vl-convert) and DataTables (the last table, from
+itables). Without JavaScript everything but the last table is shown: figures are also inlined as SVG. A
+content security policy forbids the page to load anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from bench.reports.document import Report
 
-# Columns of the last table that a list of their values filters.
+# Columns of the last table that have a list of their values as a filter.
 FILTERS = (
     "status",
     "model",
@@ -34,20 +34,20 @@ FILTERS = (
     "offload",
     "optimizer",
 )
-_SIGNIFICANT = 5
+_SIGNIFICANT_DIGITS = 5  # of a number in the last table
 
 
 def html_page(
     report: Report, drawn: dict[str, str], links: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The page.
+    """The page as text.
 
     Args:
-        report: what it says.
+        report: the report.
         drawn: its figures as SVG, by name.
-        links: other pages' addresses, by what they are called.
+        links: the addresses of other pages, by the text of the link.
     """
-    pages = Environment(
+    templates = Environment(
         loader=PackageLoader("bench.reports"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -55,18 +55,18 @@ def html_page(
         lstrip_blocks=True,
     )
     datatables = files("itables") / "html"
-    return pages.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         report=report,
         links=links,
         drawn={name: Markup(svg) for name, svg in drawn.items()},
-        specifications=_data({figure.name: figure.specification for figure in report.figures()}),
-        rows=_data(_columns(report.rows)),
+        specifications=_json({figure.name: figure.specification for figure in report.figures()}),
+        rows=_json(_columns(report.rows)),
         filters=FILTERS,
-        style=_asset("report.css"),
-        script=_asset("report.js"),
-        datatables_css=_safe((datatables / "dt_bundle.css").read_text(), "style"),
+        style=_template_file("report.css"),
+        script=_template_file("report.js"),
+        datatables_css=_unclosing((datatables / "dt_bundle.css").read_text(), "style"),
         datatables=b64encode((datatables / "dt_bundle.js").read_bytes()).decode(),
-        vega=_safe(_vega(), "script"),
+        vega=_unclosing(_vega(), "script"),
     )
 
 
@@ -74,23 +74,23 @@ def _vega() -> str:
     return vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the argument has a default
 
 
-def _asset(name: str) -> Markup:
+def _template_file(name: str) -> Markup:
     return Markup((files("bench.reports") / "templates" / name).read_text())
 
 
-def _safe(text: str, tag: str) -> Markup:
-    """A library's text inside its element, which it must not close."""
+def _unclosing(text: str, tag: str) -> Markup:
+    """A library's text for inside an element `tag`, with its closing tag escaped."""
     return Markup(text.replace(f"</{tag}", f"<\\/{tag}"))
 
 
-def _data(value: Any) -> Markup:
-    """JSON inside a script element: rows are data, and cannot end it."""
+def _json(value: Any) -> Markup:
+    """The value as JSON for inside a script element, with the letters escaped that could close it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
 def _columns(rows: pd.DataFrame) -> dict[str, Any]:
-    """The rows by column, numbers rounded to what can be read; repeated text is kept once."""
+    """The rows by column; numbers are rounded, and each text is stored once."""
     columns = []
     for name in rows.columns:
         values = rows[name]
@@ -105,5 +105,5 @@ def _columns(rows: pd.DataFrame) -> dict[str, Any]:
 def _rounded(value: float) -> float | int | None:
     if pd.isna(value):
         return None
-    number = float(f"{float(value):.{_SIGNIFICANT}g}")
+    number = float(f"{float(value):.{_SIGNIFICANT_DIGITS}g}")
     return int(number) if number.is_integer() else number

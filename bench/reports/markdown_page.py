@@ -1,4 +1,4 @@
-"""A report as Markdown, for a pull request or a README: findings and tables, as far as they fit. Pure."""
+"""A report as Markdown, for a pull request or a README: findings, text and the tables' first rows. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from bench import formatting
 from bench.reports.document import Report, Section, Table
 
-_ROWS = 40  # of one table; the page and the CSV files have them all
+_ROWS = 40  # of one table; the HTML page and the CSV files have all
 
 
 def summary_page(report: Report) -> str:
-    """The report's findings and sections; figures are left to the page."""
+    """The report's findings, text and tables as Markdown; figures are left out."""
     parts = ["# Summary", *(f"- {finding}" for finding in report.findings)]
     for section in report.sections:
         if section.text or section.tables:

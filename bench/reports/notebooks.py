@@ -1,8 +1,8 @@
-"""The notebooks of analysis/ on a results folder: executed in fresh kernels, written as pages.
+"""Executes the notebooks of analysis/ on a results folder, in fresh kernels, and writes them as HTML pages.
 
-A kernel is this very interpreter, whichever kernels are installed, with its files in a folder of its own
-that goes with it. The stored notebooks are read and never written. A page is the executed cells and a few
-lines of CSS: it loads nothing, and its policy forbids scripts and every request.
+A kernel runs this interpreter, whichever kernels are installed, and keeps its files in a temporary folder.
+The stored notebooks are read and never written. A page holds the executed cells and a few lines of CSS: it
+loads nothing, and its content security policy forbids scripts and every request.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from bench.paths import ROOT
 ANALYSIS = ROOT / "analysis"
 NAMES = ("memory", "throughput", "prediction", "comparison")
 
-_AT_ONCE = 2
-_PATIENCE_SECONDS = 300  # for a kernel to start, on a machine that has other things to do
+_CONCURRENT_KERNELS = 2
+_STARTUP_SECONDS = 300  # for a kernel to start, on a busy machine
 
 Say = Callable[[str], None]
 
 
-class NotRenderedError(RuntimeError):  # reads as what happened
-    """A cell failed; the message names each such notebook and cell, with the exception's last line."""
+class NotRenderedError(RuntimeError):
+    """A cell failed; the message names each notebook and cell, with the exception's last line."""
 
 
 def render(
@@ -53,18 +53,19 @@ def render(
 
     Args:
         results_dir: the folder that holds `trials`.
-        target: where the folder of pages goes.
-        say: told one line for each notebook.
-        baseline_dir: what the comparison compares with; default what BENCH_BASELINE_DIR names, or else
-            `results_dir` is compared with itself, in two parts.
+        target: the folder in which `notebooks/` is made.
+        say: called with one line for each notebook.
+        baseline_dir: the results folder that the comparison compares with; None takes the one that
+            BENCH_BASELINE_DIR names, and without it the comparison divides `results_dir` into two parts.
         analysis: the folder of the notebooks.
-        names: which of them.
+        names: the names of the notebooks to execute.
 
     Returns:
         The pages, in the order of `names`.
 
     Raises:
-        NotRendered: a cell failed. The others' pages are written; the failing one's, if older, is gone.
+        NotRenderedError: a cell failed. The other notebooks' pages are written; an older page of the
+            failing one is deleted.
         OSError: a page cannot be written.
     """
     environment = {"BENCH_RESULTS_DIR": str(results_dir.absolute())}
@@ -74,22 +75,22 @@ def render(
     pages = {name: target / "notebooks" / f"{name}.html" for name in names}
     (target / "notebooks").mkdir(parents=True, exist_ok=True)
 
-    async def all_of_them() -> list[str | None]:
-        free = asyncio.Semaphore(_AT_ONCE)
-        started = (_one(analysis / f"{n}.ipynb", pages, environment, free, say) for n in names)
-        return await asyncio.gather(*started)
+    async def render_all() -> list[str | None]:
+        slots = asyncio.Semaphore(_CONCURRENT_KERNELS)
+        renders = (_render_one(analysis / f"{n}.ipynb", pages, environment, slots, say) for n in names)
+        return await asyncio.gather(*renders)
 
-    failures = list(filter(None, asyncio.run(all_of_them())))
+    failures = list(filter(None, asyncio.run(render_all())))
     if failures:
         raise NotRenderedError("\n".join(failures))
     return list(pages.values())
 
 
-async def _one(
-    path: Path, pages: dict[str, Path], environment: dict[str, str], free: asyncio.Semaphore, say: Say
+async def _render_one(
+    path: Path, pages: dict[str, Path], environment: dict[str, str], slots: asyncio.Semaphore, say: Say
 ) -> str | None:
-    """Writes one notebook's page; what went wrong, if something did."""
-    async with free:
+    """Writes one notebook's page. Returns what failed, or None."""
+    async with slots:
         started = time.monotonic()
         page = pages[path.stem]
         page.unlink(missing_ok=True)
@@ -104,19 +105,19 @@ async def _one(
 
 
 async def executed(path: Path, environment: dict[str, str]) -> Any:
-    """The notebook with its outputs, from a kernel of its own that is gone afterwards.
+    """The notebook with its outputs, executed in a new kernel that is ended afterwards.
 
     Args:
-        path: the notebook; its folder is where it runs.
-        environment: variables beside this process's own.
+        path: the notebook; the kernel runs in its folder.
+        environment: environment variables in addition to this process's own.
 
     Raises:
-        NotRendered: a cell failed, or the kernel died.
+        NotRenderedError: a cell failed, or the kernel died.
     """
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
         manager = _manager(Path(place))
-        client = NotebookClient(notebook, km=manager, timeout=None, startup_timeout=_PATIENCE_SECONDS)
+        client = NotebookClient(notebook, km=manager, timeout=None, startup_timeout=_STARTUP_SECONDS)
         number = 0
         try:
             inherited = os.environ | environment | _environment(Path(place))
@@ -137,13 +138,14 @@ async def executed(path: Path, environment: dict[str, str]) -> Any:
     return notebook
 
 
-def _failure(path: Path, cell: Any, number: int, said: str) -> str:
+def _failure(path: Path, cell: Any, number: int, reason: str) -> str:
+    """A sentence that names the notebook and the cell that failed, its first line, and the reason."""
     first = next((line for line in cell.source.splitlines() if line.strip()), "")
-    return f"{path.name}, cell {number + 1} ({cell.get('id', 'no id')}, `{first.strip()}`): {said}"
+    return f"{path.name}, cell {number + 1} ({cell.get('id', 'no id')}, `{first.strip()}`): {reason}"
 
 
 def _manager(place: Path) -> AsyncKernelManager:
-    """Of kernels that are this interpreter; everything that describes them lies in `place`."""
+    """The manager of a kernel that runs this interpreter; the kernel's files lie in `place`."""
     kernel = place / "kernels" / "bench"
     kernel.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -161,7 +163,7 @@ def _manager(place: Path) -> AsyncKernelManager:
 
 
 def _environment(place: Path) -> dict[str, str]:
-    """No start-up files of the user's, no history, and `bench` from this checkout."""
+    """Environment variables for a kernel: no start-up files of the user's, `bench` of this checkout."""
     paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     return {
         "IPYTHONDIR": str(place / "ipython"),
@@ -173,7 +175,7 @@ def _environment(place: Path) -> dict[str, str]:
 
 
 def _page(notebook: Any, name: str, names: list[str]) -> str:
-    """The executed notebook as a page that needs nothing but itself."""
+    """The executed notebook as an HTML page that loads no other file."""
     exporter = HTMLExporter(  # type: ignore[no-untyped-call]
         template_name="basic",  # the cells alone: the templates with a head load scripts from elsewhere
         exclude_input_prompt=True,

@@ -1,4 +1,4 @@
-"""A report to files: the page, the summary, figures as SVG and PNG, tables as CSV."""
+"""Writes a report to files: the HTML page, the Markdown summary, figures as SVG and PNG, tables as CSV."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bench.reports.document import Report
 
 
 def write_report(report: Report, target: Path, pages: Sequence[Path] = ()) -> None:
-    """Writes the report into a folder; figures and tables of an earlier one are replaced.
+    """Writes the report into a folder; an earlier report's figures and tables are deleted.
 
     Args:
-        report: what to write.
-        target: the folder; it is made.
-        pages: pages somewhere below it that the report links to.
+        report: the report.
+        target: the folder; it is made if it is missing.
+        pages: pages below the folder that the report links to.
 
     Raises:
         OSError: the folder cannot be written to.

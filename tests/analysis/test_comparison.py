@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.analysis.comparison import (
-    OtherDevice,
+    OtherDeviceError,
     Thresholds,
     chance_of_loss,
     compare,
@@ -106,7 +106,7 @@ def test_the_worst_comes_first() -> None:
 
 def test_different_devices_are_refused_unless_asked_for() -> None:
     other = [ROW | {"device_name": "another card"}]
-    with pytest.raises(OtherDevice, match="a card against another card"):
+    with pytest.raises(OtherDeviceError, match="a card against another card"):
         compare([ROW], other, Thresholds())
     assert compare([ROW], other, Thresholds(), any_device=True)[0].regressions == ()
 

@@ -16,7 +16,7 @@ def trials() -> pd.DataFrame:
 
 def test_replicates_are_one_trial_with_their_median_and_the_span_of_their_intervals() -> None:
     several = [made.measured("precision=bf16", replicate=n, noise=0.05) for n in range(5)]
-    (one,) = studies.each_study(studies.trials(pd.DataFrame(several)))
+    (one,) = studies.row_dicts(studies.trials(pd.DataFrame(several)))
     assert one["replicates"] == 5
     rates = sorted(row["tokens_per_sec_per_device"] for row in several)
     assert one["tokens_per_sec_per_device"] == rates[2]
@@ -28,7 +28,7 @@ def test_replicates_are_one_trial_with_their_median_and_the_span_of_their_interv
 def test_the_worst_replicate_decides_the_status() -> None:
     fine = made.measured("precision=bf16")
     failed = made.measured("precision=bf16", replicate=1) | {"status": "error", "reason": "a bug"}
-    (one,) = studies.each_study(studies.trials(pd.DataFrame([fine, failed])))
+    (one,) = studies.row_dicts(studies.trials(pd.DataFrame([fine, failed])))
     assert one["status"] == "error"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.analysis.predictions import submit_simulations
+from bench.analysis.predictions import submit_simulation
 from bench.machine import gpu_catalogue
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator
@@ -143,7 +143,7 @@ def test_simulation_against_the_cuda_allocator(tmp_path: Path, overrides: tuple[
     measured = isolate.run_isolated(trial, log=tmp_path / "log", timeout_seconds=300)
     assert measured.status == "ok", measured.reason
     with Simulator() as simulator:
-        predicted = submit_simulations(trial, CUDA, simulator).result()
+        predicted = submit_simulation(trial, CUDA, simulator).result()
     row, workspaces = measured.ranks[0], workspaces_bytes(measured, trial)
     close = 0.03 if trial.fsdp.shards else 0.015  # torch 2.11 simulates AdamW over DTensors too large
     for column, within in (("peak_allocated_bytes", close), ("peak_reserved_bytes", 0.15)):

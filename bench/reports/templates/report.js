@@ -51,7 +51,7 @@
     waiting = setTimeout(() => hosts.filter((host) => host.dataset.width).forEach(draw), 200);
   });
 
-  // The last table. Cells are text: DataTables would take them for HTML.
+  // The last table. Cells are text, which DataTables would otherwise read as HTML.
   const { columns, size } = data("row-data");
   const cell = (column, row) => (column.numbers ? column.numbers[row] : column.texts[column.codes[row]]);
   const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
@@ -75,7 +75,7 @@
     const { jQuery: $ } = await import(address);
     URL.revokeObjectURL(address);
     const DataTable = $.fn.dataTable;
-    // Whichever way round, what has no number comes last.
+    // In both sort orders, cells without a number come last.
     const last = (a, b) => (a === null) - (b === null);
     Object.assign(DataTable.ext.type.order, {
       "sized-asc": (a, b) => last(a, b) || a - b,
