@@ -8,7 +8,7 @@ Nothing here needs torch. Bytes throughout; GB and MB in docstrings are powers o
 from __future__ import annotations
 
 from bench.methods.estimate import inference
-from bench.methods.estimate.activations import _activation_bytes, _autocast_copies, _loss_bytes
+from bench.methods.estimate.activations import activation_bytes, autocast_copy_bytes, loss_bytes
 from bench.methods.estimate.weights import (
     BYTES,
     adapter_bytes,
@@ -45,10 +45,10 @@ def closed_form(trial: Trial, platform: Platform) -> Columns:
     owned = [0 if on_host else part // ranks for part in (weights, gradients, states)]
     parameter, gradient, optimizer = owned
     gathered = _gathered_bytes(trial, shape, weights)
-    kept = _activation_bytes(trial, shape, platform) + _autocast_copies(trial, shape)
+    kept = activation_bytes(trial, shape, platform) + autocast_copy_bytes(trial, shape)
     if trial.offload.name == "activations" and not platform.host_is_device:
         kept = 0
-    log_softmax, loss = _loss_bytes(trial, platform)
+    log_softmax, loss = loss_bytes(trial, platform)
     phases = {
         "backward": {
             "parameter": parameter,
