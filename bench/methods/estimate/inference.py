@@ -180,9 +180,8 @@ def _moments(forward: _Forward) -> Iterator[Moment]:
     norm = 2 * forward.rows * model.hidden_size * _FLOAT32_BYTES if model.family == "llama" else hidden
     yield from _attention(forward, held, cache)
     yield cache, held + hidden + norm
-    beside_mlp = (
-        held + (3 if model.family == "gpt2" else 2) * hidden
-    )  # GPT-2 still holds attention's output
+    # two tensors beside it: the residual stream and the normed input; GPT-2 still holds attention's output
+    beside_mlp = held + (3 if model.family == "gpt2" else 2) * hidden
     yield from ((cache, beside_mlp + inner) for inner in _feed_forward(forward))
     yield cache, held + norm
     yield cache, hidden + _head(forward)
