@@ -1,9 +1,9 @@
 """Extrapolation in depth: a deep model's step from the steps of two shallow models.
 
-In: segments of a step at two depths. Out: segments at the depth asked for, or None. Pure. Blocks repeat: what
-a segment holds grows by equal bytes with every further block, and what inner blocks hold lies between what
-the outer blocks hold. Both are checked (inner blocks must hold and release equal bytes in the same order);
-where a check fails the answer is None, and the whole model has to be simulated.
+In: segments of a step at two depths. Out: segments at the depth asked for, or None. Pure. Blocks repeat:
+what a segment holds grows by equal bytes with every further block, and what inner blocks hold lies
+between what the outer blocks hold. Both are checked (inner blocks must hold and release equal bytes in
+the same order); where a check fails the answer is None, and the whole model has to be simulated.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """method=simulate: the measured step over fake tensors: shapes without data, no device, no memory.
 
-In: a trial and its platform. Out: a `Simulation`: columns, and the work of the step's operations. `build` and
-`run_one_step` run as they do in a measurement, inside `fake_execution`, and the tracker that attributes a
-measured step says what the allocator would have held. Blocks repeat, so the step of a deep model is
-extrapolated from those of two shallow ones (`depth.segments_at_depth`), or the whole model is simulated
-where its blocks do not repeat exactly.
+In: a trial and its platform. Out: a `Simulation`: columns, and the work of the step's operations. `build`
+and `run_one_step` run as they do in a measurement, inside `fake_execution`, and the tracker that
+attributes a measured step says what the allocator would have held. Blocks repeat, so the step of a deep
+model is extrapolated from those of two shallow ones (`depth.segments_at_depth`), or the whole model is
+simulated where its blocks do not repeat exactly.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ _RESAMPLES = 2000
 def confidence_interval(samples: list[float]) -> tuple[float, float]:
     """The 95 % bootstrap interval of the median, in the samples' unit.
 
-    Percentile method (Efron 1979). The seed is fixed, so equal samples give equal intervals. A single sample
-    has no spread to resample; its interval is infinite.
+    Percentile method (Efron 1979). The seed is fixed, so equal samples give equal intervals. A single
+    sample has no spread to resample; its interval is infinite.
     """
     if len(samples) < 2:
         return -math.inf, math.inf

@@ -93,7 +93,7 @@ class Timed:
 
 
 def _time_steps(run: Run, left: int, samples: Timed) -> None:
-    """Times a block of steps, or of prompts, with one synchronisation at each end; at most `left` of them."""
+    """Times a block of at most `left` steps, or prompts, with one synchronisation at each end."""
     inference = run.trial.workload.inference
     stopwatch = accelerator.Stopwatch(run.device)
     results: list[torch.Tensor] = []
