@@ -1,7 +1,7 @@
 """The one place that talks to the accelerator.
 
 Everything goes through torch.accelerator, so that CUDA, ROCm, XPU and MPS follow the same path. On a CPU
-device there is no allocator to ask: the counters here answer None, and `allocator.py` has another way.
+device there is no allocator to ask: the counters here answer None, and `memory/cpu_allocator.py` measures.
 """
 
 from __future__ import annotations

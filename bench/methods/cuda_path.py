@@ -1,8 +1,9 @@
-"""CUDA semantics for a simulated step that runs on the CPU: which operations autocast casts.
+"""CUDA semantics for a simulated step over CPU tensors: it takes the code path that it takes on a GPU.
 
-CUDA's autocast has lists of its own, and libraries ask whether it is on. `cuda_semantics` makes torch
-answer, for as long as it is entered, as it would on a GPU. Owns the patches of torch that
-this takes; what CUDA's kernels allocate is in `memory/cuda_kernels.py`.
+In: a trial and its platform. Out: a context, `cuda_semantics`, and the patches of torch and bitsandbytes
+that it takes: CUDA's lists of operations that autocast casts (autocast_mode.h), foreach optimizers by
+default, int8 matmuls in autograd, and whether libraries see that autocast is on. What CUDA's kernels
+allocate is in `memory/cuda_kernels.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from bench.memory.cuda_kernels import NARROW
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 
-_IN_FLOAT32 = (
+# CUDA's autocast widens their operands to float32
+_OPERANDS_IN_FLOAT32 = (
     "layer_norm",
     "pow.Tensor_Scalar",
     "pow.Tensor_Tensor",
@@ -35,20 +37,21 @@ _IN_FLOAT32 = (
     "softplus",
     "nll_loss",
 )
-
-
-_TO_FLOAT32 = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList", "cumsum")  # if no dtype is given
-# In the CPU's float32 list, not in CUDA's: falls through, so that its parts (log_softmax, nll_loss) decide.
+# CUDA's autocast gives their results in float32, if no dtype is asked for
+_RESULT_IN_FLOAT32 = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList", "cumsum")
+# In the float32 list of the CPU's autocast, but not of CUDA's: these fall through, so that the lists decide
+# about their parts (log_softmax, nll_loss).
 _NOT_AUTOCAST_ON_CUDA = ("cross_entropy_loss",)
 
 
 def _operation(name: str) -> Any:
+    """aten's operation by its name, with its overload after a dot."""
     packet, _, overload = name.partition(".")
     return getattr(getattr(torch.ops.aten, packet), overload or "default")
 
 
 def _below_autocast(name: str) -> Callable[..., Any]:
-    """The operation by its name, on what it is given."""
+    """The operation by its name, with the CPU's autocast passed over: no argument is cast."""
     op = _operation(name)
     autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
@@ -59,43 +62,44 @@ def _below_autocast(name: str) -> Callable[..., Any]:
     return run
 
 
-def _is_narrow(value: Any) -> bool:
+def _is_16_bit(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in NARROW
 
 
-def _widened(name: str) -> Callable[..., Any]:
+def _with_float32_operands(name: str) -> Callable[..., Any]:
     """The operation on operands widened to float32, as CUDA's autocast runs it."""
     op = _below_autocast(name)
 
     def widen(value: Any) -> Any:
-        return value.float() if _is_narrow(value) else value
+        return value.float() if _is_16_bit(value) else value
 
     return lambda *args, **kwargs: op(*tree_map(widen, args), **tree_map(widen, kwargs))
 
 
-def _into_float32(name: str) -> Callable[..., Any]:
+def _with_float32_result(name: str) -> Callable[..., Any]:
     """The operation with a float32 result unless a dtype was asked for, as CUDA's autocast runs it."""
     op = _below_autocast(name)
-    place = [argument.name for argument in _operation(name)._schema.arguments].index("dtype")
+    dtype_index = [argument.name for argument in _operation(name)._schema.arguments].index("dtype")
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        asked = args[place] if len(args) > place else kwargs.get("dtype")
-        if asked is None and _is_narrow(args[0]):
-            return op(*args[:place], **kwargs | {"dtype": torch.float32})
+        requested = args[dtype_index] if len(args) > dtype_index else kwargs.get("dtype")
+        if requested is None and _is_16_bit(args[0]):
+            return op(*args[:dtype_index], **kwargs | {"dtype": torch.float32})
         return op(*args, **kwargs)
 
     return run
 
 
 @contextmanager
-def _autocast_list() -> Iterator[None]:
+def _cuda_autocast_lists() -> Iterator[None]:
+    """Inside, the CPU's autocast casts what CUDA's does."""
     library = torch.library.Library("aten", "IMPL")
-    with warnings.catch_warnings():  # that a kernel is replaced
+    with warnings.catch_warnings():  # torch warns that a kernel is replaced
         warnings.simplefilter("ignore")
-        for name in _IN_FLOAT32:
-            library.impl(name, _widened(name), "AutocastCPU")
-        for name in _TO_FLOAT32:
-            library.impl(name, _into_float32(name), "AutocastCPU")
+        for name in _OPERANDS_IN_FLOAT32:
+            library.impl(name, _with_float32_operands(name), "AutocastCPU")
+        for name in _RESULT_IN_FLOAT32:
+            library.impl(name, _with_float32_result(name), "AutocastCPU")
         for name in _NOT_AUTOCAST_ON_CUDA:
             library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU")
     try:
@@ -104,20 +108,21 @@ def _autocast_list() -> Iterator[None]:
         library._destroy()
 
 
-_ask_autocast = torch.is_autocast_enabled
+_torch_is_autocast_enabled = torch.is_autocast_enabled
 
 
 def _is_autocast_enabled(device_type: str = "cpu") -> bool:
-    return _ask_autocast(device_type)
+    """torch.is_autocast_enabled, which without an argument asks about CUDA, here about the CPU."""
+    return _torch_is_autocast_enabled(device_type)
 
 
 @contextmanager
 def cuda_semantics(trial: Trial, platform: Platform) -> Iterator[None]:
-    """Inside, a simulated step over CPU tensors takes the path that it takes on `platform`.
+    """Inside, a simulated step over CPU tensors takes the code path that it takes on `platform`.
 
     Args:
         trial: what is simulated.
-        platform: its facts say which parts of CUDA's path the step takes: none on a CPU.
+        platform: its facts say which patches are made: none for a CPU.
     """
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -136,5 +141,5 @@ def cuda_semantics(trial: Trial, platform: Platform) -> Iterator[None]:
         if platform.peft_sees_autocast:
             enter(mock.patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
         if platform.autocast_widens:
-            enter(_autocast_list())
+            enter(_cuda_autocast_lists())
         yield

@@ -1,9 +1,9 @@
-"""A deep model's step from two shallow ones.
+"""Extrapolation in depth: a deep model's step from the steps of two shallow models.
 
-Blocks repeat: what a segment of the step holds grows by the same bytes with every further block, and the
-segments of inner blocks lie between those of the outer ones. Both are checked (inner blocks must hold and
-release the same bytes in the same order); where they fail there is no answer, and the whole model has to be
-simulated. In: segments of two depths. Out: segments, or None. Pure.
+In: segments of a step at two depths. Out: segments at the depth asked for, or None. Pure. Blocks repeat:
+what a segment holds grows by equal bytes with every further block, and what inner blocks hold lies
+between what the outer blocks hold. Both are checked (inner blocks must hold and release equal bytes in
+the same order); where a check fails the answer is None, and the whole model has to be simulated.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 
 from bench.memory.timeline import Segment
 
-Key = tuple[str, ...]
+Key = tuple[str, ...]  # where a segment is in the step of a model of any depth
 
 
 def shallow_depths(peculiar: int) -> tuple[int, int]:
     """The two depths whose steps determine those of all deeper models.
 
     Args:
-        peculiar: how many blocks at each end are not like the inner ones.
+        peculiar: how many blocks at each end of a stack differ from the inner ones.
     """
     return 2 * (peculiar + 1), 2 * (peculiar + 1) + 1
 
 
 def extrapolate(low: Any, high: Any, steps: int) -> Any:
-    """Continues numbers, wherever in dicts they are, by `steps` times their difference."""
+    """Continues numbers by `steps` times the difference of `high` and `low`, inside nested dicts too."""
     if isinstance(low, dict):
         return {name: extrapolate(low[name], high[name], steps) for name in low}
     if isinstance(low, bool) or not isinstance(low, int | float):
@@ -41,23 +41,24 @@ def segments_at_depth(
 
     Args:
         shallow: segments of a step of a model with `shallow_depths(peculiar)[0]` blocks in each stack.
-        deeper: of one with a block more.
+        deeper: segments of a step of a model with one more block in each stack.
         depth: blocks in each stack of the model asked about.
-        peculiar: how many blocks at each end are not like the inner ones.
+        peculiar: how many blocks at each end of a stack differ from the inner ones.
 
     Returns:
         Segments whose maxima are those of the deep model; None if the blocks do not repeat exactly.
     """
-    less, more = shallow_depths(peculiar)
+    shallow_depth, deeper_depth = shallow_depths(peculiar)
     outer = peculiar + 1
-    few, many = _matched(shallow, less, outer), _matched(deeper, more, outer)
-    if few.keys() != many.keys() or not _repeats(deeper, more, peculiar):
+    low_by_key = _by_key(shallow, shallow_depth, outer)
+    high_by_key = _by_key(deeper, deeper_depth, outer)
+    if low_by_key.keys() != high_by_key.keys() or not _repeats(deeper, deeper_depth, peculiar):
         return None
-    steps = depth - less
-    extended = []
-    for key, low in few.items():
-        high = many[key]
-        extended.append(
+    steps = depth - shallow_depth
+    extrapolated = []
+    for key, low in low_by_key.items():
+        high = high_by_key[key]
+        extrapolated.append(
             Segment(
                 low.mark,
                 extrapolate(low.peak, high.peak, steps),
@@ -66,36 +67,43 @@ def segments_at_depth(
                 (),
             )
         )
-    return extended
+    return extrapolated
 
 
-def _matched(segments: list[Segment], depth: int, outer: int) -> dict[Key, Segment]:
-    """Segments by what they are in a model of any depth; inner blocks have no counterpart."""
-    matched: dict[Key, Segment] = {}
+def _by_key(segments: list[Segment], depth: int, outer: int) -> dict[Key, Segment]:
+    """Segments by their place in a model of any depth.
+
+    Leaves out inner blocks. Blocks near the end count from the end, so that they match at another depth.
+    """
+    by_key: dict[Key, Segment] = {}
     seen: dict[Key, int] = {}
     for segment in segments:
-        mark, place = segment.mark, ""
+        mark, block = segment.mark, ""
         if mark.block is not None:
             if outer <= mark.block < depth - outer:
                 continue
-            place = f"{mark.block if mark.block < outer else mark.block - depth}"
-        key = (mark.phase, str(mark.micro_step), mark.stack, place, mark.operation)
+            block = f"{mark.block if mark.block < outer else mark.block - depth}"
+        key = (mark.phase, str(mark.micro_step), mark.stack, block, mark.operation)
         seen[key] = seen.get(key, -1) + 1
-        matched[(*key, str(seen[key]))] = segment
-    return matched
+        by_key[(*key, str(seen[key]))] = segment
+    return by_key
 
 
 def _repeats(segments: list[Segment], depth: int, peculiar: int) -> bool:
-    """Whether the regular blocks of each stack hold and release the same bytes in the same order, and
-    what they hold changes by the same amount from one to the next."""
-    rows: dict[Key, list[Segment]] = {}
+    """Whether the inner blocks of each stack repeat.
+
+    They do if all hold and release equal bytes in the same order, and the peak changes by equal bytes from
+    each block to the next.
+    """
+    inner_blocks: dict[Key, list[Segment]] = {}
     for segment in segments:
         mark = segment.mark
         if mark.block is not None and peculiar <= mark.block < depth - peculiar:
-            rows.setdefault((mark.phase, str(mark.micro_step), mark.stack), []).append(segment)
-    for row in rows.values():
-        if len({segment.changes for segment in row}) > 1:
+            key = (mark.phase, str(mark.micro_step), mark.stack)
+            inner_blocks.setdefault(key, []).append(segment)
+    for blocks in inner_blocks.values():
+        if len({segment.changes for segment in blocks}) > 1:
             return False
-        if len({later.peak - earlier.peak for earlier, later in pairwise(row)}) > 1:
+        if len({later.peak - earlier.peak for earlier, later in pairwise(blocks)}) > 1:
             return False
     return True

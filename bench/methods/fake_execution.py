@@ -1,10 +1,10 @@
-"""Fake tensors and fake ranks, in which a step runs with shapes only.
+"""Fake execution: tensors with shapes and no data, and a process group of which one rank exists.
 
-Inside `fake_execution` new tensors have shapes only, a process group has any number of ranks of which one
-exists, and code that looks at data is given the answer that a training step would find, so that it takes
-the measured step's path. Sources of what is answered: transformers' masking_utils asks whether tokens are
-packed or padded (never, here) and treats fake tensors as tracing; torch's GradScaler asks whether any
-gradient overflowed (not in a step that counts); Adafactor reads its step count.
+In: a trial and its platform. Out: a context, `fake_execution`, and the patches of torch, transformers and
+bitsandbytes that it takes. Fake tensors have no values, so code that reads a value gets the one that a
+steady step would find, and takes the measured step's path. Who reads values: transformers' masking_utils
+asks whether tokens are packed or padded (they never are), and treats fake tensors as tracing; torch's
+GradScaler asks whether a gradient overflowed (not in a steady step); Adafactor reads its step count.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from bench.trial.platform import CUDA, Platform
 from bench.trial.spec import Trial
 from bench.workload.techniques import fsdp
 
-_BELOW = torch.ops.aten.lt.Scalar  # OPT's layerdrop of 0 asks it of a random number
+_LESS_THAN = torch.ops.aten.lt.Scalar  # OPT asks whether a random number is below its layerdrop of 0
 
 
-class _Answers(TorchDispatchMode):
-    """Gives code that reads a fake scalar the value that a training step would find there."""
+class _ScalarValues(TorchDispatchMode):
+    """Gives code that reads a fake scalar the value that a steady step would find there."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._untrue: set[int] = set()  # whether any is an outlier, or overflowed; a layer dropped
+        # scalars that are False: whether there is an outlier, an overflow, a layer to drop
+        self._false_ids: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -50,7 +51,7 @@ class _Answers(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             if dtype == torch.bool:
-                return id(args[0]) not in self._untrue
+                return id(args[0]) not in self._false_ids
             return 1.0 if dtype.is_floating_point else 1
         if func is torch.ops.bitsandbytes.int8_mixed_scaled_mm.default:
             return hidden_allocations.run_decomposed(func, args, kwargs or {}, CUDA, self)[1]
@@ -59,18 +60,18 @@ class _Answers(TorchDispatchMode):
         if func is torch.ops.bitsandbytes.int8_double_quant.default:
             return _double_quantised(args[0])
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.any.default or (func is _BELOW and args[1] <= 0):
-            self._untrue.add(id(result))
-            weakref.finalize(result, self._untrue.discard, id(result))
+        if func is torch.ops.aten.any.default or (func is _LESS_THAN and args[1] <= 0):
+            self._false_ids.add(id(result))
+            weakref.finalize(result, self._false_ids.discard, id(result))
         return result
 
 
 class FakeReplicas(DistributedDataParallel):
-    """What DistributedDataParallel holds with gradients as views of its buckets, without its reducer.
+    """DistributedDataParallel's memory without its reducer, where gradients are views of buckets.
 
-    The reducer is C++ and reads memory, which fake tensors do not have. What it holds is simple: one flat
-    buffer for each dtype, from construction on, into which every finished gradient is copied before its
-    own storage is freed. Source: Reducer::mark_variable_ready_dense in torch/csrc/distributed/c10d.
+    The reducer is C++ and reads memory, which fake tensors do not have. It holds one flat buffer for each
+    dtype from construction on; every finished gradient is copied into it before its own storage is freed.
+    Source: Reducer::mark_variable_ready_dense in torch/csrc/distributed/c10d.
     """
 
     def __init__(self, module: nn.Module, **_options: Any) -> None:
@@ -78,18 +79,21 @@ class FakeReplicas(DistributedDataParallel):
         self.module = module
         self.require_backward_grad_sync = True
         offsets: dict[torch.dtype, int] = {}
-        places: list[tuple[nn.Parameter, int]] = []
+        starts: list[tuple[nn.Parameter, int]] = []  # each parameter, and where its gradient begins
         for parameter in module.parameters():
             if parameter.requires_grad:
-                places.append((parameter, offsets.get(parameter.dtype, 0)))
-                offsets[parameter.dtype] = places[-1][1] + parameter.numel()
+                start = offsets.get(parameter.dtype, 0)
+                starts.append((parameter, start))
+                offsets[parameter.dtype] = start + parameter.numel()
         self._buckets = {dtype: torch.empty(size, dtype=dtype) for dtype, size in offsets.items()}
-        for parameter, offset in places:
+        for parameter, start in starts:
             bucket = self._buckets[parameter.dtype]
-            view = bucket[offset : offset + parameter.numel()].view_as(parameter)
-            parameter.register_post_accumulate_grad_hook(self._into(view))
+            view = bucket[start : start + parameter.numel()].view_as(parameter)
+            parameter.register_post_accumulate_grad_hook(self._move_into(view))
 
-    def _into(self, view: torch.Tensor) -> Any:
+    def _move_into(self, view: torch.Tensor) -> Any:
+        """A hook that moves a finished gradient into its part of the bucket."""
+
         def move(parameter: torch.Tensor) -> None:
             if self.require_backward_grad_sync and parameter.grad is not None:
                 parameter.grad = view.copy_(parameter.grad)
@@ -101,34 +105,35 @@ class FakeReplicas(DistributedDataParallel):
         return self.module(*args, **kwargs)
 
 
-def _double_quantised(wide: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """int8 by rows and by columns, with the scales of both and no outlier columns."""
-    rows, columns = wide.shape
-    int8 = [torch.empty_like(wide, dtype=torch.int8) for _ in range(2)]
+def _double_quantised(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`matrix` in int8 by rows and by columns, the scales of both, and no outlier columns."""
+    rows, columns = matrix.shape
+    int8 = [torch.empty_like(matrix, dtype=torch.int8) for _ in range(2)]
     return (*int8, torch.empty(rows), torch.empty(columns), torch.empty(0, dtype=torch.int64))
 
 
-class _Nothing:
-    """Native functions that would write where fake tensors have no memory."""
+class _NoNativeCode:
+    """Stands for bitsandbytes' native library, which would write where fake tensors have no memory."""
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_: None
 
 
 def _give_quant_state(module: Any) -> None:
-    """A gathered 4-bit weight gets its state back; a fake one cannot become a Params4bit for it."""
+    """Gives a gathered 4-bit weight its quantisation state: a fake one cannot become a Params4bit."""
     module.weight.quant_state = module.quant_state
 
 
-def _step_regardless(
+def _step_without_overflow_check(
     _scaler: Any, optimizer: torch.optim.Optimizer, _state: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    """GradScaler._maybe_opt_step for gradients that never overflow."""
     return optimizer.step(*args, **kwargs)
 
 
 @contextmanager
-def _ranks(trial: Trial) -> Iterator[None]:
-    """A process group of as many ranks as the trial has; nothing is ever sent."""
+def _fake_ranks(trial: Trial) -> Iterator[None]:
+    """A process group of as many ranks as the trial has, none if it has no FSDP; nothing is ever sent."""
     if trial.fsdp.name == "off":
         yield
         return
@@ -146,20 +151,21 @@ def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
 
     Args:
         trial: what will be built.
-        platform: whose path the step takes: CPU or CUDA.
+        platform: whose code path the step takes: CPU or CUDA.
     """
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(_ranks(trial))
+        enter(_fake_ranks(trial))
         enter(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
-        enter(mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_regardless))
+        enter(mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_without_overflow_check))
         enter(mock.patch.object(fsdp, "DistributedDataParallel", FakeReplicas))
-        enter(mock.patch.object(bnb_kernels, "lib", _Nothing()))
+        enter(mock.patch.object(bnb_kernels, "lib", _NoNativeCode()))
         enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))
         enter(mock.patch.object(bnb_modules, "fix_4bit_weight_quant_state_from_module", _give_quant_state))
-        for kept in (bnb.functional.name2qmap, bnb_utils._code_4bit_cache):  # no fake may outlive its mode
-            enter(mock.patch.dict(kept, clear=True))
+        # no fake tensor may stay in a cache after its mode has ended
+        for cache in (bnb.functional.name2qmap, bnb_utils._code_4bit_cache):
+            enter(mock.patch.dict(cache, clear=True))
         enter(cuda_semantics(trial, platform))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
-        enter(_Answers())
+        enter(_ScalarValues())
         yield

@@ -1,11 +1,13 @@
-"""method=measure: a built trial's real steps, timed, counted and attributed.
+"""method=measure: a trial's real steps, timed, counted and attributed.
 
-Three passes in one process, so that none disturbs another:
-  1. timed         warm-up (its cold peak kept apart), counters reset, then blocks of steps with one
-                   synchronisation at each end; nothing watches but the clock and, on an accelerator, the
-                   allocator's own counters.
-  2. attributed    one more step of the same run under `memory.Tracker`, with every technique's watcher.
-  3. allocator     on a CPU only, where nobody counts for free: the run is thrown away and built again
+In: a trial, a device, this process' rank. Out: the columns of this rank. Three passes in one process, so
+that none disturbs another:
+  1. timed         warm-up (its cold peak is kept apart), counters reset, then blocks of steps with one
+                   synchronisation at each end. Only the clock and, on an accelerator, the allocator's own
+                   counters watch.
+  2. attributed    one more step of the same run under `Tracker` (memory/tracker.py), with every
+                   technique's watcher. With gloo several, see `_steps_to_watch`.
+  3. allocator     on a CPU only, whose allocator keeps no counters: the run is deleted and built again
                    inside a recording of every allocation.
 """
 
@@ -35,13 +37,13 @@ Report = Callable[[str], None]
 
 
 def measure(trial: Trial, device: torch.device, rank: int, columns: Columns, report: Report) -> None:
-    """Measures this rank's part of the row: memory, time and proof.
+    """Measures this rank's part of the row: memory, time and evidence.
 
     Args:
         trial: what to measure.
         device: where this rank trains.
         rank: this process among the trial's ranks.
-        columns: filled as facts become known, so that a trial that dies half-way leaves what it knew.
+        columns: filled as values become known, so that a trial that dies half-way leaves those it had.
         report: called with the name of each stage as it begins.
 
     Raises:
@@ -91,7 +93,7 @@ def _timed_pass(trial: Trial, device: torch.device, rank: int, columns: Columns,
         columns["build_peak_reserved_bytes"] = built.peak_reserved
 
     report("warm-up")
-    accelerator.release_cached(device)  # building has needs of its own, training must not inherit them
+    accelerator.release_cached(device)  # a step must not start with what building reserved
     accelerator.reset_peaks(device)
     warm_columns, warm_losses = warm_up(run)
     columns |= warm_columns
@@ -113,10 +115,10 @@ def _timed_pass(trial: Trial, device: torch.device, rank: int, columns: Columns,
 
 
 def _steps_to_watch(device: torch.device, step_seconds: list[float]) -> int:
-    """How many steady steps to watch, of which the one with the least peak counts; the same on all ranks.
+    """How many steady steps to watch: as many on every rank. The step with the lowest peak counts.
 
-    A step repeats itself to the byte, except with gloo: its threads let go of what they reduced and
-    gathered in no fixed order, and up to every third step holds a copy for longer than it needs it.
+    A step repeats itself to the byte, except with gloo: its threads free what they reduced and gathered in
+    no fixed order, and up to every third step holds a copy for longer than it needs it.
     """
     if device.type != "cpu" or not dist.is_initialized():
         return 1
@@ -125,18 +127,18 @@ def _steps_to_watch(device: torch.device, step_seconds: list[float]) -> int:
 
 
 def _driver_columns(device: torch.device, before: Health, after: Health) -> Columns:
-    """The driver's view, read while the allocator still holds all that it took for the peak.
+    """The driver's view of the device, read while the allocator still holds all that it took for the peak.
 
-    The context is what the driver counts as ours and the allocator does not know: CUDA context, loaded
-    kernels, library workspaces. Null where the driver cannot tell us from others.
+    `context_bytes` is what the driver counts for this process and the allocator does not know: CUDA
+    context, loaded kernels, library workspaces. None where the driver cannot tell this process from others.
     """
     counters = accelerator.counters(device)
     if counters is None:
         return {}
-    own = after.own_bytes
+    process_bytes_used = after.own_bytes
     return {
-        "peak_device_used_bytes": own,
-        "context_bytes": None if own is None else own - counters.reserved,
+        "peak_device_used_bytes": process_bytes_used,
+        "context_bytes": None if process_bytes_used is None else process_bytes_used - counters.reserved,
         "device_throttled": after.throttled,
         "device_shared": None if after.other_processes is None else after.other_processes > 0,
         "clock_mhz_before": before.clock_mhz,
@@ -149,7 +151,7 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> Colu
 
 
 def _cpu_allocator(trial: Trial, device: torch.device, rank: int, steps: int) -> Columns:
-    """Pass 3: build and step again while torch's CPU allocator tells of every allocation."""
+    """Pass 3: builds and steps again while torch's CPU allocator reports every allocation."""
     with CpuRecorder() as recorder:
         with recorder.span("build"):
             run = build(trial, device, rank)

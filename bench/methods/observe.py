@@ -1,4 +1,8 @@
-"""Columns that a measured and a simulated row fill the same way."""
+"""Columns that measurement and simulation fill alike: sizes, evidence, and where the bytes were.
+
+In: a built run, or the segments of a watched step. Out: columns, and evidence that techniques were in
+force.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,14 @@ from bench.workload.train_step import run_one_step
 
 
 def size_columns(run: Run) -> Columns:
-    """Columns that follow from the model alone: parameters and the arithmetic of a step."""
+    """Columns that follow from model and trial without a step: parameters, tokens and FLOPs of a step."""
     total, trainable = parameter_counts(run)
-    matmul, trainable_matmul, in_blocks = _matmul_params(run)
+    matmul, trainable_matmul, block_matmul = _matmul_params(run)
     model_flops, hardware_flops = flops.step_flops(
         run.trial,
         matmul_params=matmul,
         trainable_matmul_params=trainable_matmul,
-        block_matmul_params=in_blocks,
+        block_matmul_params=block_matmul,
     )
     return {
         "tokens_per_step": run.trial.tokens_per_step,
@@ -39,51 +43,51 @@ def size_columns(run: Run) -> Columns:
 
 
 def _matmul_params(run: Run) -> tuple[int, int, int]:
-    """Parameters that multiply activations: all, those that train, those inside blocks.
+    """How many parameters multiply activations: all, those that train, those inside blocks.
 
-    Matrices count, embeddings do not unless they are tied to the head and multiply there.
+    Matrices count. An embedding counts only where it is tied to the head, which multiplies by it.
     """
-    inside = {p for block in blocks_of(run.model).values() for p in block.parameters()}
+    in_blocks = {p for block in blocks_of(run.model).values() for p in block.parameters()}
     looked_up = {m.weight for m in run.model.modules() if isinstance(m, torch.nn.Embedding)}
     multiplied = {
         m.weight
         for m in run.model.modules()
         if hasattr(m, "weight") and not isinstance(m, torch.nn.Embedding)
     }
-    counts = [0, 0, 0]
+    total = trainable = block = 0
     for parameter, size in parameter_sizes(run.model).items():
         if parameter.ndim < 2 or (parameter in looked_up and parameter not in multiplied):
             continue
-        counts[0] += size
-        counts[1] += size if parameter.requires_grad else 0
-        counts[2] += size if parameter in inside else 0
-    return counts[0], counts[1], counts[2]
+        total += size
+        trainable += size if parameter.requires_grad else 0
+        block += size if parameter in in_blocks else 0
+    return total, trainable, block
 
 
 def watch_steady_steps(run: Run, times: int = 1) -> tuple[dict[str, Any], Tracker]:
-    """One more step, watched: that each technique was in force, and where the bytes were.
+    """Watches steady steps: that each technique was in force, and where the bytes were.
 
     Args:
         run: a built trial that has stepped before.
         times: steps to watch for bytes, of which the one with the lowest peak counts.
 
     Returns:
-        The evidence, and the tracker of the step.
+        The evidence of the first step, and the tracker of the step with the lowest peak.
 
     Raises:
-        NotInForce: a technique that the trial asked for did not happen.
+        NotInForceError: a technique that the trial asked for did not happen.
     """
-    seen: list[Tracker] = []
-    evidence = collect_evidence(run, lambda: seen.append(_tracked(run)))
-    seen += [_tracked(run) for _ in range(times - 1)]
-    return evidence, min(seen, key=lambda tracker: tracker.attribution().peak)
+    trackers: list[Tracker] = []
+    evidence = collect_evidence(run, lambda: trackers.append(_tracked(run)))
+    trackers += [_tracked(run) for _ in range(times - 1)]
+    return evidence, min(trackers, key=lambda tracker: tracker.attribution().peak)
 
 
 def collect_evidence(run: Run, step: Callable[[], object]) -> dict[str, Any]:
-    """What shows that each technique was in force while `step` stepped.
+    """What shows that each technique was in force while `step` ran.
 
     Raises:
-        NotInForce: one that the trial asked for did not happen.
+        NotInForceError: a technique that the trial asked for did not happen.
     """
     watchers = [technique.watch(run) for technique in TECHNIQUES]
     step()
@@ -100,15 +104,15 @@ def _tracked(run: Run) -> Tracker:
 
 
 def peak_columns(segments: list[Segment]) -> Columns:
-    """Columns of a watched step's bytes: the categories at its peak, and their own maxima."""
-    seen = Attribution.of(segments)
+    """Columns of a watched step's bytes: each category at the step's peak, and each category's maximum."""
+    attribution = Attribution.of(segments)
     columns: Columns = {
-        "tracked_peak_bytes": seen.peak,
-        "peak_phase": seen.phase,
-        "gathered_max_bytes": seen.gathered,
-        "host_max_bytes": seen.host,
+        "tracked_peak_bytes": attribution.peak,
+        "peak_phase": attribution.phase,
+        "gathered_max_bytes": attribution.gathered,
+        "host_max_bytes": attribution.host,
     }
-    by_name = {f"{category}_bytes": size for category, size in seen.at_peak.items()}
-    by_name |= {f"{category}_max_bytes": seen.largest[category] for category in seen.at_peak}
-    by_name |= {f"{phase}_tracked_peak_bytes": peak for phase, peak in seen.peak_by_phase.items()}
+    by_name = {f"{category}_bytes": size for category, size in attribution.at_peak.items()}
+    by_name |= {f"{category}_max_bytes": attribution.largest[category] for category in attribution.at_peak}
+    by_name |= {f"{phase}_tracked_peak_bytes": peak for phase, peak in attribution.peak_by_phase.items()}
     return columns | cast(Columns, by_name)

@@ -1,10 +1,13 @@
-"""A lower bound on a step's time, from what each operation of the simulated step computes and moves.
+"""The roofline: a lower bound on a step's time.
 
-An operation takes at least its FLOPs over the device's dense peak, and at least its bytes over the memory's
-bandwidth: inputs read and outputs written once (Williams 2009). Launches, imperfect kernels, communication
-between ranks and traffic with the host are not in it, so a real step is slower, several times where it is
-small; tensors that stay in the device's cache may beat the bandwidth. Good for ranking, not for planning
-hours.
+In: the operations of a simulated step, one by one. Out: their work (what they compute and move), and the
+least seconds that this work takes on a card.
+
+An operation takes at least its FLOPs over the device's dense peak, and at least its bytes over the
+memory's bandwidth: inputs read and outputs written once (Williams 2009). Launches, imperfect kernels,
+communication between ranks and traffic with the host are left out, so a real step is slower, a small one
+several times; tensors that stay in the device's cache may beat the bandwidth. Good for ranking, not for
+planning hours.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _MOVE_NOTHING = {
     torch.ops.aten.new_empty,
     torch.ops.aten.new_empty_strided,
 }
-# what they read or write is a few rows of a table, or of a cache, not all of it
+# they read or write a few rows of a table or of a cache, not all of it
 _TOUCH_A_PART = {torch.ops.aten.embedding, torch.ops.aten.index_copy_}
 _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
@@ -35,7 +38,8 @@ _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
     """What one operation computes and moves; nothing for a view.
 
-    An operation over lists of tensors is one entry a tensor, so that work adds up over blocks.
+    An operation over lists of tensors gives one entry for each tensor, so that work grows evenly with the
+    number of blocks.
     """
     if _is_view(func):
         return Counter()
@@ -49,20 +53,21 @@ def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
     outputs = list(tensors_in((result,)))
     if any(isinstance(argument, list | tuple) and len(argument) > 1 for argument in args):
         return Counter((_dtype([t]), 0, _moved(t)) for t in (*inputs, *outputs))
-    if not outputs:  # a question about a tensor: its device, its layout
+    if not outputs:  # it asks about a tensor: its device, its layout
         return Counter()
     moved = sum(_moved(t) for t in (*inputs, *outputs))
     return Counter([(_dtype(inputs), _flops(func, args, kwargs, result), moved)])
 
 
 def _moved(tensor: torch.Tensor) -> int:
-    """Bytes that a tensor has in memory: one that is expanded is there once."""
+    """Bytes that a tensor has in memory: an expanded tensor is there once."""
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
 def _dtype(tensors: list[torch.Tensor]) -> str:
-    kinds = [t.dtype for t in tensors if t.is_floating_point() or t.dtype == torch.int8]
-    return str(kinds[0]).removeprefix("torch.") if kinds else "float32"
+    """The dtype whose peak counts: that of the first tensor of floats or int8, float32 if there is none."""
+    dtypes = [t.dtype for t in tensors if t.is_floating_point() or t.dtype == torch.int8]
+    return str(dtypes[0]).removeprefix("torch.") if dtypes else "float32"
 
 
 @cache
@@ -83,7 +88,10 @@ def _flops(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
 
 
 def _attention_flops(name: str, args: Any) -> int:
-    """Scores and their use; half of it where it is causal, since blocks above the diagonal are left out."""
+    """FLOPs of the scores and of their product with the values, or of its backward.
+
+    Half where attention is causal: kernels leave out the blocks above the diagonal.
+    """
     if name.removeprefix(_FLASH).startswith("_backward"):
         grad, query, key, value = (argument.shape for argument in args[:4])
         flops, causal = sdpa_backward_flop_count(grad, query, key, value), args[7]
@@ -100,10 +108,10 @@ def work_at_depth(low: Work, high: Work, steps: int) -> Work:
 
 
 def step_seconds(work: Work, gpu: Gpu) -> float:
-    """The least time that the work takes on the card; a dtype it has no unit for runs as float32.
+    """The least seconds that the work takes on the card; a dtype without a peak there counts as float32.
 
-    Of a decoding, the work is that of its first token after the prompt's, when the cache is shortest: a
-    bound for each step, which is one token of each sequence.
+    For workload=decode, where a step is one new token of each sequence, the work is that of the first
+    token after the prompt's, when the cache is shortest: a bound for each step.
     """
     seconds = 0.0
     for (dtype, flops, moved), times in work.items():

@@ -1,8 +1,10 @@
 """method=simulate: the measured step over fake tensors: shapes without data, no device, no memory.
 
-The same `build` and `step` run with fake tensors and fake ranks, and the tracker that attributes a measured
-step says what the allocator would have held. Blocks repeat, so the step of a deep model is extended from
-those of two shallow ones (`depth.py`), or simulated whole where its blocks do not repeat exactly.
+In: a trial and its platform. Out: a `Simulation`: columns, and the work of the step's operations. `build`
+and `run_one_step` run as they do in a measurement, inside `fake_execution`, and the tracker that
+attributes a measured step says what the allocator would have held. Blocks repeat, so the step of a deep
+model is extrapolated from those of two shallow ones (`depth.segments_at_depth`), or the whole model is
+simulated where its blocks do not repeat exactly.
 """
 
 from __future__ import annotations
@@ -26,28 +28,28 @@ from bench.workload.train_step import run_one_step
 
 
 def simulate(trial: Trial, platform: Platform) -> Simulation:
-    """The columns that a steady step of `trial` determines without running it.
+    """Predicts a steady step of `trial` without running it: its columns and its work.
 
     Args:
         trial: what to predict.
         platform: what it would run on: CPU or CUDA.
     """
     started = time.perf_counter()
-    simulation = (None if trial.whole else _extended(trial, platform)) or _whole(trial, platform)
+    simulation = (None if trial.whole else _extrapolated(trial, platform)) or _whole(trial, platform)
     columns = simulation.columns
     columns.setdefault("peak_allocated_bytes", columns["tracked_peak_bytes"])
     columns["simulation_seconds"] = time.perf_counter() - started
     return simulation
 
 
-def _watched(trial: Trial, platform: Platform) -> tuple[Simulation, list[Segment]]:
-    """Sizes, evidence and work, and the segments of a steady step."""
+def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[Segment]]:
+    """A steady step's sizes, evidence and work, and its segments."""
     with fake_execution(trial, platform):
         run = build(trial, torch.device("cpu"), platform=platform)
         columns = observe.size_columns(run)
         work: Work = Counter()
         with Tracker(run, lambda *operation: work.update(roofline.work_of(*operation))) as tracker:
-            run_one_step(run, tracker.enter_phase)  # the optimizer's state appears in it
+            run_one_step(run, tracker.enter_phase)  # makes the optimizer's state
             tracker.begin()
             work.clear()
             columns["evidence"] = observe.collect_evidence(
@@ -61,27 +63,28 @@ def _watched(trial: Trial, platform: Platform) -> tuple[Simulation, list[Segment
 
 
 def _whole(trial: Trial, platform: Platform) -> Simulation:
-    simulation, segments = _watched(trial, platform)
+    """Simulates every block."""
+    simulation, segments = _simulate_step(trial, platform)
     return replace(simulation, columns=simulation.columns | observe.peak_columns(segments))
 
 
-def _extended(trial: Trial, platform: Platform) -> Simulation | None:
-    """The deep model's columns from two shallow models'; None where that is not exact, or no saving.
+def _extrapolated(trial: Trial, platform: Platform) -> Simulation | None:
+    """The deep model's step from two shallow ones; None where that is not exact, or saves nothing.
 
-    What the caching allocator makes of it is left out: its segments do not grow by the same bytes a block.
+    Leaves out the caching allocator's columns: its segments do not grow by equal bytes with every block.
     """
     peculiar = 2 if trial.fsdp.shards else 1  # FSDP gathers one block ahead
-    less, more = shallow_depths(peculiar)
+    shallow_depth, deeper_depth = shallow_depths(peculiar)
     depth = trial.model.layers
-    if trial.model.pretrained or depth <= less + more:
+    if trial.model.pretrained or depth <= shallow_depth + deeper_depth:
         return None
-    low, few = _watched(_with_layers(trial, less), platform)
-    high, many = _watched(_with_layers(trial, more), platform)
-    segments = segments_at_depth(few, many, depth, peculiar)
+    shallow, shallow_segments = _simulate_step(_with_layers(trial, shallow_depth), platform)
+    deeper, deeper_segments = _simulate_step(_with_layers(trial, deeper_depth), platform)
+    segments = segments_at_depth(shallow_segments, deeper_segments, depth, peculiar)
     if segments is None:
         return None
-    work = roofline.work_at_depth(low.work, high.work, depth - less)
-    columns: Columns = extrapolate(low.columns, high.columns, depth - less)
+    work = roofline.work_at_depth(shallow.work, deeper.work, depth - shallow_depth)
+    columns: Columns = extrapolate(shallow.columns, deeper.columns, depth - shallow_depth)
     columns.pop("peak_allocated_bytes", None)
     columns.pop("peak_reserved_bytes", None)
     fraction = columns["trainable_param_count"] / columns["param_count"]

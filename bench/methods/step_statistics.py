@@ -1,4 +1,7 @@
-"""Samples of step times to the numbers a row reports. Pure; knows neither torch nor processes."""
+"""Statistics of step times: seconds of every step in, the numbers that a row reports out.
+
+Pure. Must not import torch.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ _RESAMPLES = 2000
 def confidence_interval(samples: list[float]) -> tuple[float, float]:
     """The 95 % bootstrap interval of the median, in the samples' unit.
 
-    Percentile method (Efron 1979), resampled from a fixed seed: the same samples give the same interval.
-    A single sample says nothing about its spread; its interval is infinite.
+    Percentile method (Efron 1979). The seed is fixed, so equal samples give equal intervals. A single
+    sample has no spread to resample; its interval is infinite.
     """
     if len(samples) < 2:
         return -math.inf, math.inf
@@ -28,22 +31,22 @@ def confidence_interval(samples: list[float]) -> tuple[float, float]:
 
 
 def relative_width(samples: list[float]) -> float:
-    """The interval's width over the median."""
+    """The width of the median's 95 % interval, as a share of the median."""
     low, high = confidence_interval(samples)
     return (high - low) / float(np.median(samples))
 
 
 def slowest_rank(step_seconds: list[list[float]]) -> list[float]:
-    """Each step's time over all ranks: a step has ended when its slowest rank has."""
+    """Seconds of each step from those of every rank: a step ends when its slowest rank has ended."""
     return [max(step) for step in zip(*step_seconds, strict=True)]
 
 
 def rate_columns(step_seconds: list[float], *, tokens_per_step: int, world_size: int) -> dict[str, Any]:
-    """The row's time columns.
+    """The row's columns of time and throughput.
 
     Args:
         step_seconds: every timed step; all are kept, outliers (beyond 1.5 IQR, Tukey 1977) are counted.
-        tokens_per_step: of one rank.
+        tokens_per_step: tokens of one rank in a step.
         world_size: ranks that trained together; their rates add up.
     """
     median = float(np.median(step_seconds))

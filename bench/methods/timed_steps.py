@@ -1,7 +1,7 @@
 """The timed pass of a measurement: warm-up, then blocks of steps until the interval is narrow enough.
 
-In: a built run. Out: seconds of every step, losses, and why it stopped. Nothing watches a timed step but
-the clock. With several ranks, rank 0 decides when to stop; a loss that is not finite ends the trial.
+In: a built run. Out: seconds of every step, losses, and the reason why it stopped. Only the clock watches a
+timed step. With several ranks, rank 0 decides when to stop. A loss that is not finite ends the trial.
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ from bench.workload.train_step import step
 _BLOCK_STEPS = 5
 
 
-class NonFiniteLossError(RuntimeError):  # reads as what happened
-    """The training diverged; what was measured is not a training step."""
+class NonFiniteLossError(RuntimeError):
+    """The training diverged, so what was measured is not a representative training step."""
 
 
 def warm_up(run: Run) -> tuple[Columns, list[float]]:
-    """The steps nobody times, the first of which makes the optimizer's state: columns, and the losses."""
+    """Runs the warm-up steps, of which the first makes the optimizer's state.
+
+    Returns:
+        The time of the first step as columns, and the losses; inference has none.
+
+    Raises:
+        NonFiniteLossError: a loss, or the first step's logits, were not finite.
+    """
     count = run.trial.timing.warmup_steps
     if run.trial.workload.inference:
         started = time.perf_counter()
@@ -49,35 +56,35 @@ def warm_up(run: Run) -> tuple[Columns, list[float]]:
 
 
 def timed(run: Run, timing: Timing) -> tuple[Columns, list[float]]:
-    """Blocks of steps until the interval is narrow enough or a budget is spent; no step is dropped.
+    """Times blocks of steps until the interval is narrow enough or a budget is spent; drops no step.
 
     Returns:
-        Columns, and the losses.
+        The columns of time, and the losses; inference has none.
 
     Raises:
         NonFiniteLossError: a loss was not finite.
     """
-    block = _decoded if run.trial.workload.name == "decode" else _stepped
-    found = Timed()
+    time_block = _time_generation if run.trial.workload.name == "decode" else _time_steps
+    samples = Timed()
     reason = ""
     while not reason:
         _line_up(run.device)
-        block(run, timing.max_steps - len(found.seconds), found)
-        _require_finite(found.losses)
-        reason = _agree(run.device, _stop_reason(found.seconds, found.block_seconds, timing))
+        time_block(run, timing.max_steps - len(samples.seconds), samples)
+        _require_finite(samples.losses)
+        reason = _agree(run.device, _stop_reason(samples.seconds, samples.block_seconds, timing))
     columns: Columns = {
-        "step_seconds": found.seconds,
-        "block_seconds": found.block_seconds,
+        "step_seconds": samples.seconds,
+        "block_seconds": samples.block_seconds,
         "stop_reason": reason,
     }
-    if found.first_seconds:
-        columns["first_token_seconds"] = statistics.median(found.first_seconds)
-    return columns, found.losses
+    if samples.first_seconds:
+        columns["first_token_seconds"] = statistics.median(samples.first_seconds)
+    return columns, samples.losses
 
 
 @dataclass
 class Timed:
-    """What blocks of steps have shown so far; `first_seconds` are from a prompt to its first token."""
+    """What the blocks of steps have given so far; `first_seconds` are from a prompt to its first token."""
 
     seconds: list[float] = field(default_factory=list)
     first_seconds: list[float] = field(default_factory=list)
@@ -85,8 +92,8 @@ class Timed:
     block_seconds: float = 0.0
 
 
-def _stepped(run: Run, left: int, found: Timed) -> None:
-    """A block of steps, or of prompts, with one synchronisation at each end."""
+def _time_steps(run: Run, left: int, samples: Timed) -> None:
+    """Times a block of at most `left` steps, or prompts, with one synchronisation at each end."""
     inference = run.trial.workload.inference
     stopwatch = accelerator.Stopwatch(run.device)
     results: list[torch.Tensor] = []
@@ -96,28 +103,29 @@ def _stepped(run: Run, left: int, found: Timed) -> None:
         results.append(generate(run) if inference else step(run))
         stopwatch.mark()
     accelerator.synchronize(run.device)
-    found.block_seconds += time.perf_counter() - started
+    samples.block_seconds += time.perf_counter() - started
     laps = stopwatch.seconds()
-    found.seconds += laps
+    samples.seconds += laps
     if inference:
-        found.first_seconds += laps
+        samples.first_seconds += laps
     else:
-        found.losses += [loss.item() for loss in results]
+        samples.losses += [loss.item() for loss in results]
 
 
-def _decoded(run: Run, _left: int, found: Timed) -> None:
-    """One generation: the time to the first token apart, then each further token is a step."""
+def _time_generation(run: Run, _left: int, samples: Timed) -> None:
+    """Times one generation: the first token is kept apart, and each further token is a step."""
     stopwatch = accelerator.Stopwatch(run.device)
     stopwatch.mark()
     generate(run, mark=stopwatch.mark)
     accelerator.synchronize(run.device)
     first, *others = stopwatch.seconds()
-    found.first_seconds.append(first)
-    found.seconds += others
-    found.block_seconds += sum(others)
+    samples.first_seconds.append(first)
+    samples.seconds += others
+    samples.block_seconds += sum(others)
 
 
 def _stop_reason(seconds: list[float], spent: float, timing: Timing) -> str:
+    """Why the timed steps end here; empty where they go on. `spent` are the seconds of all blocks."""
     if len(seconds) < timing.min_steps:
         return ""
     if relative_width(seconds) <= timing.relative_ci:
@@ -151,12 +159,12 @@ def _line_up(device: torch.device) -> None:
 
 
 def _agree(device: torch.device, reason: str) -> str:
-    """The first rank's decision: ranks that disagreed would wait for each other for ever."""
+    """Rank 0's reason to stop, on every rank: ranks that disagree would wait for each other for ever."""
     return str(as_rank_0(reason, device)) if dist.is_initialized() else reason
 
 
 def as_rank_0(decision: Any, device: torch.device) -> Any:
-    """What rank 0 decided, on every rank."""
+    """Rank 0's decision, on every rank; needs a process group."""
     decisions = [decision]
     dist.broadcast_object_list(decisions, src=0, device=device)
     return decisions[0]

@@ -59,7 +59,7 @@ def simulated(*overrides: str, platform: Platform = CPU) -> dict[str, Any]:
 def test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(
     overrides: str, platform: Platform
 ) -> None:
-    simulation = simulate._extended(make_trial("method=simulate", *overrides.split()), platform)
+    simulation = simulate._extrapolated(make_trial("method=simulate", *overrides.split()), platform)
     assert simulation is not None, "it was simulated whole"
     extended: dict[str, Any] = {**simulation.columns, "work": simulation.work}
     whole = simulated(*overrides.split(), "whole=true", platform=platform)
@@ -70,7 +70,7 @@ def test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(
 
 def test_a_model_that_saves_nothing_is_simulated_whole() -> None:
     trial = make_trial("method=simulate", "model=llama-tiny", "model.layers=9")
-    assert simulate._extended(trial, CPU) is None
+    assert simulate._extrapolated(trial, CPU) is None
 
 
 def test_65b_on_64_ranks_in_its_own_numbers() -> None:

@@ -1,1 +1,1 @@
-"""method=estimate: memory by closed-form arithmetic, in microseconds."""
+"""method=estimate: memory by arithmetic alone, in microseconds, by one of two formulas."""

@@ -1,23 +1,26 @@
-"""Closed form, part two: what the forward keeps for the backward, and the cross-entropy loss.
+"""What the closed form says of training's activations: what the forward keeps, and the loss.
 
-In: a Trial and its Platform. Out: bytes. Counted operation by operation over
+In: a Trial, its architecture in numbers, its Platform. Out: bytes. Counted operation by operation over
 transformers' modules with SDPA. Must not import torch.
 """
 
 from __future__ import annotations
 
-from bench.methods.estimate.weights import (
-    ADAPTER_BYTES,
-    BYTES,
-)
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.methods.estimate.weights import ADAPTER_BYTES, BYTES
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape
 
 
-def _autocast_copies(trial: Trial, shape: Shape) -> int:
-    """Autocast's 16-bit copies of the weights it multiplies, frozen ones too, kept for the backward: none
-    of blocks that are computed again, of quantised weights, and of gathered ones, which are narrow."""
+def autocast_copy_bytes(trial: Trial, shape: Shape) -> int:
+    """Autocast's 16-bit copies of the weights that it multiplies, which it keeps for the backward.
+
+    Frozen weights are copied too. There are no copies of blocks that are recomputed, of quantised weights,
+    and of the weights that FSDP gathers, which are 16-bit already.
+    """
     precision = trial.precision
     if not precision.autocast or trial.fsdp.shards or precision.quantization != "none":
         return 0
@@ -25,116 +28,170 @@ def _autocast_copies(trial: Trial, shape: Shape) -> int:
     return (shape.head + blocks) * 2
 
 
-def _activation_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
-    """Tensors kept for the backward by the blocks; with checkpointing their inputs, and one block whole."""
+def activation_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
+    """Tensors that the blocks keep for the backward.
+
+    With checkpointing: the input of each block, and all tensors of one block, which is recomputed.
+    """
     tokens = trial.micro_batch_size * trial.seq_len
-    per_layer = int(tokens * _per_token(trial, platform))
+    layer_bytes = int(tokens * _bytes_per_token(trial, platform))
     if trial.checkpointing.name == "off":
-        return shape.layers * per_layer
-    inputs = len(shape.blocks) * platform.allocated_bytes(
+        return shape.layers * layer_bytes
+    kept_bytes = len(shape.blocks) * platform.allocated_bytes(
         tokens * _residual_bytes(trial) * trial.model.hidden_size
     )
-    if trial.checkpointing.name == "selective":  # what matmuls and attention put out
+    if trial.checkpointing.name == "selective":  # outputs of matmuls and of attention are kept
         outputs = sum(linear.outputs for linears, _ in shape.blocks for linear in linears)
         attended = len(shape.blocks) * trial.model.heads * trial.model.head_dim
-        each = BYTES[trial.precision.compute_dtype]
-        inputs += int(tokens * (outputs + attended) * each)
-    return shape.layers * inputs + per_layer
+        bytes_per_element = BYTES[trial.precision.compute_dtype]
+        kept_bytes += int(tokens * (outputs + attended) * bytes_per_element)
+    return shape.layers * kept_bytes + layer_bytes
 
 
 def _residual_bytes(trial: Trial) -> int:
-    """Bytes of an element of the stream between blocks: that of the weights, wider under autocast."""
+    """Bytes of one element of the residual stream between blocks, which has the weights' dtype."""
     return BYTES[trial.precision.param_dtype]
 
 
-def _per_token(trial: Trial, platform: Platform) -> float:
-    """Bytes a token and layer (one block of each kind) that the backward needs, counted operation by
-    operation over transformers' modules with SDPA. In 16 bits LLaMA's is h (24 + 8 i/h), as Korthikanti
-    2022 counts for its parts."""
-    e, r = BYTES[trial.precision.compute_dtype], _residual_bytes(trial)
+@dataclass(frozen=True)
+class LinearInput:
+    """One tensor that linears of a block read.
+
+    Attributes:
+        width: elements for each token.
+        readers: how many linears read it.
+        producer: the operation that made it.
+    """
+
+    width: float
+    readers: int
+    producer: Literal["norm", "attention", "relu", "other"] = "other"
+
+    @property
+    def from_norm(self) -> bool:
+        """Whether it is a norm's output: under autocast wider than the matmul that reads it."""
+        return self.producer == "norm"
+
+    @property
+    def saved_by_producer(self) -> bool:
+        """Whether the operation that made it keeps it for its own backward, where it is counted."""
+        return self.producer in ("attention", "relu")
+
+
+def _bytes_per_token(trial: Trial, platform: Platform) -> float:
+    """Bytes that one layer (one block of each kind) keeps of each token for the backward.
+
+    Counted operation by operation over transformers' modules with SDPA. In 16 bits LLaMA's are
+    h (24 + 8 i/h), where h is the hidden size and i the intermediate size, as Korthikanti 2022 counts for
+    its parts.
+    """
+    bytes_per_element, residual = BYTES[trial.precision.compute_dtype], _residual_bytes(trial)
     tokens, model = trial.micro_batch_size * trial.seq_len, trial.model
 
-    def wide_as(width: int) -> float:
-        """A tensor's width, with what its block has more."""
-        return platform.allocated_bytes(tokens * width * e) / (tokens * e)
+    def allocated_width(width: int) -> float:
+        """`width` and each token's share of what the allocator adds to the tensor."""
+        requested = tokens * width * bytes_per_element
+        return platform.allocated_bytes(requested) / (tokens * bytes_per_element)
 
-    h, i = wide_as(model.hidden_size), wide_as(model.intermediate_size)
-    width, kv = wide_as(model.heads * model.head_dim), wide_as(model.kv_heads * model.head_dim)
-    statistics = 4 * model.heads  # attention's log-sum-exp
-    attention = e * (2 * width + 2 * kv) + statistics
-    # RMSNorm: its input in float32, and the normalised one where its own weight trains
-    norm = 4 * h + (0 if trial.lora.enabled else r * h)
-    wide = 4 if trial.precision.autocast and platform.autocast_widens else e  # pow runs in float32
+    h, i = allocated_width(model.hidden_size), allocated_width(model.intermediate_size)
+    queries = allocated_width(model.heads * model.head_dim)
+    keys = allocated_width(model.kv_heads * model.head_dim)
+    log_sum_exp = 4 * model.heads  # attention keeps it in float32
+    attention = bytes_per_element * (2 * queries + 2 * keys) + log_sum_exp
+    # RMSNorm keeps its input in float32, and the normalised one where its own weight trains
+    norm = 4 * h + (0 if trial.lora.enabled else residual * h)
+    # GELU is written out, and its pow runs in float32 where autocast widens it
+    gelu_element = 4 if trial.precision.autocast and platform.autocast_widens else bytes_per_element
+    mlp_element = bytes_per_element
     if trial.precision.quantization == "nf4":  # a 4-bit linear returns its input's dtype, that of the norms
-        e = wide = max(e, r)
-    gelu = 4 * wide * i
+        mlp_element = gelu_element = max(bytes_per_element, residual)
+    gelu = 4 * gelu_element * i
+
+    to_qkv, to_gate_and_up = LinearInput(h, 3, "norm"), LinearInput(h, 2, "norm")
+    to_one_linear = LinearInput(h, 1, "norm")
+    to_output = LinearInput(queries, 1, "attention")
     match model.family:
-        case "llama":  # gate, its SiLU, up; what goes into q k v, into gate and up, out of attention, down
-            kept = 2 * norm + attention + 3 * e * i
-            return kept + _inputs(trial, platform, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
-        case "opt":  # LayerNorm keeps its input; ReLU's output is fc2's input
-            kept = 2 * r * h + attention + e * i
-            return kept + _inputs(trial, platform, (h, 3), (h, 1), (h, 1), (i, 1), own=2, shared=2)
-        case "gpt2":
-            kept = 2 * r * h + attention + gelu
-            return kept + _inputs(trial, platform, (h, 1), (h, 1), (h, 1), (i, 1), own=2)
+        case "llama":  # the MLP keeps gate, its SiLU, and up
+            kept = 2 * norm + attention + 3 * mlp_element * i
+            return kept + _linear_input_bytes(
+                trial, platform, (to_qkv, to_gate_and_up, to_output, LinearInput(i, 1))
+            )
+        case "opt":  # LayerNorm keeps its input; fc2 reads ReLU's output
+            kept = 2 * residual * h + attention + mlp_element * i
+            to_output, to_fc2 = LinearInput(h, 1, "attention"), LinearInput(i, 1, "relu")
+            return kept + _linear_input_bytes(trial, platform, (to_qkv, to_one_linear, to_output, to_fc2))
+        case "gpt2":  # one matrix makes q, k and v
+            kept = 2 * residual * h + attention + gelu
+            to_output = LinearInput(h, 1, "attention")
+            return kept + _linear_input_bytes(
+                trial, platform, (to_one_linear, to_one_linear, to_output, LinearInput(i, 1))
+            )
         case _:  # an encoder block, and a decoder block with its cross-attention
-            feed_forward = norm + gelu + 2 * e * i
+            feed_forward = norm + gelu + 2 * mlp_element * i
             encoder = norm + attention + feed_forward
             decoder = 2 * (norm + attention) + feed_forward
-            first = _inputs(trial, platform, (h, 3), (h, 2), (width, 1), (i, 1), own=2)
-            cross = _inputs(trial, platform, (h, 1), (h, 2), (width, 1), own=2)
-            return encoder + decoder + 2 * first + cross
+            block_inputs = _linear_input_bytes(
+                trial, platform, (to_qkv, to_gate_and_up, to_output, LinearInput(i, 1))
+            )
+            to_keys_and_values = LinearInput(h, 2, "norm")  # the encoder's output, of its last norm
+            cross_inputs = _linear_input_bytes(
+                trial, platform, (to_one_linear, to_keys_and_values, to_output)
+            )
+            return encoder + decoder + 2 * block_inputs + cross_inputs
 
 
-def _inputs(
-    trial: Trial, platform: Platform, *sources: tuple[float, int], own: int, shared: int = 0
-) -> float:
-    """Bytes a token of what the linears keep of their inputs.
+def _linear_input_bytes(trial: Trial, platform: Platform, inputs: tuple[LinearInput, ...]) -> float:
+    """Bytes for each token that a block's linears keep of their inputs.
+
+    A matmul keeps its input once, however many linears read it. Under autocast each linear casts a copy of
+    its own of a norm's output. A frozen matmul keeps nothing, but its adapter does: peft casts the input to
+    the adapter's float32, one copy for each linear where the base is narrower; autocast casts that copy
+    back to 16 bits.
+
+    bitsandbytes' int8 matmul also keeps its 16-bit input (MatMul8bitLt), and its transposed int8 form where
+    its weight trains. On CUDA peft sees that autocast is on, and casts no input of a quantised linear:
+    adapter and int8 matmul keep one tensor where the input is 16-bit already.
 
     Args:
-        trial: the trial.
+        trial: what to estimate.
         platform: what it would run on.
-        sources: each distinct input: its width, and how many linears read it.
-        own: how many of them, from the first, are outputs of norms, wider than the matmul under autocast.
-        shared: how many of them, from the last, an operation before keeps anyway.
-
-    A matmul keeps its input once however many read it. Under autocast each casts its own copy of what a
-    norm puts out. A frozen matmul keeps nothing, its adapter does: peft casts the input to the adapter's
-    float32, a copy for each linear where the base is narrower; under autocast that is cast back again.
-    bitsandbytes' int8 matmul keeps its narrow input besides (MatMul8bitLt), and its transposed int8 form
-    where it trains. On CUDA peft sees that autocast is on, and casts no quantised linear's input: adapter
-    and int8 matmul keep one tensor of what is narrow already.
+        inputs: each distinct tensor that linears of the block read, once.
     """
-    e = BYTES[trial.precision.compute_dtype]
-    read = sum(width * readers for width, readers in sources)
+    bytes_per_element = BYTES[trial.precision.compute_dtype]
+    read = sum(source.width * source.readers for source in inputs)
     int8 = trial.precision.quantization == "int8"
     if trial.lora.enabled and trial.precision.autocast and int8 and platform.peft_sees_autocast:
-        cast = sum(2 * width * readers for width, readers in sources[:own])
-        return e * (cast + sum(width * readers for width, readers in sources[own + 1 :]))
+        cast = sum(2 * source.width * source.readers for source in inputs if source.from_norm)
+        # attention's output is counted with attention; ReLU's is counted here and with ReLU
+        as_it_is = [source for source in inputs if source.producer not in ("norm", "attention")]
+        return bytes_per_element * (cast + sum(source.width * source.readers for source in as_it_is))
     if trial.lora.enabled and trial.precision.autocast:
-        return read * e * (2 if int8 else 1)
-    if trial.lora.enabled and e < ADAPTER_BYTES:
-        return read * (ADAPTER_BYTES + (e if int8 else 0))
+        return read * bytes_per_element * (2 if int8 else 1)
+    if trial.lora.enabled and bytes_per_element < ADAPTER_BYTES:
+        return read * (ADAPTER_BYTES + (bytes_per_element if int8 else 0))
     kept = read if int8 else 0.0
-    for index, (width, readers) in enumerate(sources):
-        if index == own or index >= len(sources) - shared:  # attention keeps its own output
+    for source in inputs:
+        if source.saved_by_producer:
             continue
-        kept += width * e * (readers if trial.precision.autocast and index < own else 1)
+        copies = source.readers if trial.precision.autocast and source.from_norm else 1
+        kept += source.width * bytes_per_element * copies
     return kept
 
 
-def _loss_bytes(trial: Trial, platform: Platform) -> tuple[int, int]:
-    """Cross-entropy at the start of the backward, per token and vocabulary entry: the log-softmax that the
-    forward kept, then its own gradient and the logits'. In float32, 4 and 8 bytes, where the model casts
-    its logits up. mT5 does not: CUDA's autocast then keeps the log-softmax as it is and in float32, for
-    the loss alone, whose gradient is the most that is there."""
+def loss_bytes(trial: Trial, platform: Platform) -> tuple[int, int]:
+    """Cross-entropy at the start of the backward: what the forward kept, and the backward's temporaries.
+
+    The forward kept the log-softmax; the temporaries are its gradient and the logits' gradient. They take
+    4 and 8 bytes per token and vocabulary entry, in float32, where the model casts its logits to float32.
+    mT5 does not. CUDA's autocast then keeps the log-softmax in 16 bits and in float32, and the largest
+    temporary is the gradient of the float32 one, which only the loss reads.
+    """
     precision = trial.precision
-    narrow = BYTES[precision.compute_dtype]
     entries = trial.micro_batch_size * trial.seq_len * trial.model.vocab_size
-    wide = platform.allocated_bytes(4 * entries)
+    in_float32 = platform.allocated_bytes(4 * entries)
     if trial.model.family != "mt5":
-        return wide, 2 * wide
+        return in_float32, 2 * in_float32
+    in_compute_dtype = platform.allocated_bytes(BYTES[precision.compute_dtype] * entries)
     if precision.autocast and platform.autocast_widens:
-        return platform.allocated_bytes(narrow * entries) + wide, wide
-    return platform.allocated_bytes(narrow * entries), 2 * platform.allocated_bytes(narrow * entries)
+        return in_compute_dtype + in_float32, in_float32
+    return in_compute_dtype, 2 * in_compute_dtype

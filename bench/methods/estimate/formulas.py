@@ -1,4 +1,7 @@
-"""method=estimate: the columns by the formula that the trial names. Must not import torch."""
+"""method=estimate: a trial in, the row's columns out, by the formula that the trial names.
+
+Must not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from bench.trial.spec import Trial
 
 
 def estimate(trial: Trial, platform: Platform) -> Columns:
-    """The row's columns by the trial's formula; bytes.
+    """The row's memory columns, in bytes, by the trial's formula.
 
     Args:
         trial: what to estimate.

@@ -1,18 +1,13 @@
-"""The arithmetic that people do on paper, kept as they do it, to be graded beside the others.
+"""The rule of thumb: the arithmetic that people do on paper, to be graded beside the closed form.
 
-In: a Trial. Out: the row's memory columns, in bytes. Must not import torch.
+In: a Trial. Out: the row's memory columns, in bytes; GB and MB in docstrings are powers of ten. Must not
+import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bench.methods.estimate import inference
-from bench.methods.estimate.weights import (
-    BYTES,
-    estimate_columns,
-)
+from bench.methods.estimate.weights import BYTES, estimate_columns
 from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.workload.shapes import shape_of
@@ -22,20 +17,21 @@ _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5}
 
 
 def rule_of_thumb(trial: Trial) -> Columns:
-    """The arithmetic that goes round: everything in the precision's own bytes, AdamW twice the weights.
+    """The row's memory columns by the common rule: everything in the precision's own bytes.
 
-    Parameters in whole billions, rounded down, as the rule counts LLaMA's 6.7 as "6B": 24 GB in float32,
-    6 GB in int8. Gradients the same, AdamW twice as much (48 GB, 12 GB). A CUDA context of 1.3 GB: 25.3
-    GB in int8 without activations. Activations (hidden + ffn) x context x layers x bytes: 990 MB a
-    sequence of 2048 in int8. It knows no LoRA, no checkpointing, no sharding and no logits. Of inference:
-    weights and key-value cache.
+    Parameters are counted in whole billions, rounded down, as the rule calls LLaMA's 6.7 billion "6B":
+    24 GB in float32, 6 GB in int8. Gradients take as much, AdamW's state twice as much (48 GB, 12 GB).
+    A CUDA context takes 1.3 GB, which makes 25.3 GB in int8 without activations. Activations take
+    (hidden + ffn) x context x layers x bytes: 990 MB for a sequence of 2048 tokens in int8. The rule knows
+    no LoRA, no checkpointing, no sharding and no logits. For inference it counts weights and the key-value
+    cache.
     """
     model = trial.model
     whole = shape_of(model).parameters
-    count = whole // 10**9 * 10**9 or whole
+    parameters = whole // 10**9 * 10**9 or whole
     quantised = _QUANTISED_BYTES.get(trial.precision.quantization)
-    each = quantised or BYTES[trial.precision.compute_dtype]
-    weights = int(count * each)
+    bytes_per_element = quantised or BYTES[trial.precision.compute_dtype]
+    weights = int(parameters * bytes_per_element)
     context: Columns = {"context_bytes": RULE_OF_THUMB_CONTEXT_BYTES}
     if trial.workload.inference:
         held = {
@@ -47,7 +43,7 @@ def rule_of_thumb(trial: Trial) -> Columns:
         (model.hidden_size + model.intermediate_size)
         * trial.seq_len
         * model.layers
-        * each
+        * bytes_per_element
         * trial.micro_batch_size
     )
     held = {
@@ -62,11 +58,14 @@ def rule_of_thumb(trial: Trial) -> Columns:
 
 
 def rule_of_thumb_batch(trial: Trial, device_bytes: int) -> int:
-    """Sequences that fit a device by the rule: what is left after the rest, over one sequence's share.
+    """How many sequences fit a device by the rule of thumb: the bytes left for activations, over those of
+    one sequence.
 
     LLaMA "6B" in int8 on 80 GB: (80 - 25.3) / 0.99, which the rule calls about 50.
     """
-    found: Mapping[str, Any] = rule_of_thumb(trial)
-    one = found["activation_bytes"] // trial.micro_batch_size
-    rest = found["peak_allocated_bytes"] - found["activation_bytes"] + found["context_bytes"]
-    return max(0, int((device_bytes - rest) // one))
+    columns = rule_of_thumb(trial)
+    activations, peak = columns["activation_bytes"], columns["peak_allocated_bytes"]
+    assert activations is not None and peak is not None, "the rule fills both"
+    sequence_bytes = activations // trial.micro_batch_size
+    other_bytes = peak - activations + RULE_OF_THUMB_CONTEXT_BYTES
+    return max(0, (device_bytes - other_bytes) // sequence_bytes)

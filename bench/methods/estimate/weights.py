@@ -1,4 +1,7 @@
-"""What every formula needs: bytes by dtype, the weights' bytes as they are stored, the row's columns."""
+"""What every formula needs: bytes by dtype, weights and adapters as they are stored, the row's columns.
+
+In: a Trial, its architecture in numbers, its Platform. Out: bytes. Must not import torch.
+"""
 
 from __future__ import annotations
 
@@ -16,39 +19,41 @@ ADAPTER_BYTES = 4  # peft keeps adapters in float32 whatever the base is in
 
 
 def weight_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
-    """Weights by dtype, and the blocks' matrices by how they are quantised."""
-    each = BYTES[trial.precision.param_dtype]
-    outside = sum(platform.allocated_bytes(elements * each) for elements in shape.outer_tensors())
-    layer = 0
+    """Bytes of all weights, adapters included: by dtype, and the blocks' matrices as they are quantised."""
+    bytes_per_element = BYTES[trial.precision.param_dtype]
+    outside_bytes = sum(
+        platform.allocated_bytes(elements * bytes_per_element) for elements in shape.outer_tensors()
+    )
+    layer_bytes = 0
     for linears, norms in shape.blocks:
-        layer += norms * each
+        layer_bytes += norms * bytes_per_element
         for linear in linears:
-            layer += sum(platform.allocated_bytes(size) for size in _matrix_bytes(trial, linear))
-            layer += linear.outputs * each if linear.bias else 0
-    if trial.lora.enabled:
-        outside += adapter_bytes(trial, shape, platform)
-    return outside + shape.layers * layer
+            layer_bytes += sum(platform.allocated_bytes(size) for size in _matrix_bytes(trial, linear))
+            layer_bytes += linear.outputs * bytes_per_element if linear.bias else 0
+    adapters = adapter_bytes(trial, shape, platform) if trial.lora.enabled else 0
+    return outside_bytes + adapters + shape.layers * layer_bytes
 
 
 def _matrix_bytes(trial: Trial, linear: Linear) -> tuple[float, ...]:
-    """Tensors of one matrix.
+    """Bytes of each tensor that stores one matrix.
 
-    int8: a byte an element and a float32 scale a row (Dettmers 2022); kept beside weights that train. nf4:
-    half a byte, and per 64 elements a scale of one byte, itself scaled per 256 (Dettmers 2023, double
-    quantisation), or of four bytes without it.
+    int8: one byte for each element and a float32 scale for each row (Dettmers 2022); weights that train
+    stay beside them. nf4: half a byte for each element, and a scale for every 64. With double quantisation
+    (Dettmers 2023) that scale has one byte, and every 256 scales have a float32 scale of their own; without
+    it the scale is a float32.
     """
     weights = linear.weights
-    wide = weights * BYTES[trial.precision.param_dtype]
+    unquantised = weights * BYTES[trial.precision.param_dtype]
     match trial.precision.quantization:
         case "int8":
             stored = (weights, 4 * linear.outputs)
-            return stored if trial.quantises_weights else (wide, *stored)
+            return stored if trial.quantises_weights else (unquantised, *stored)
         case "nf4" if trial.precision.double_quant:
             return weights / 2, weights / 64, 4 * weights / (64 * 256)
         case "nf4":
             return weights / 2, 4 * weights / 64
         case _:
-            return (wide,)
+            return (unquantised,)
 
 
 def adapter_parameters(trial: Trial, shape: Shape) -> int:
@@ -57,12 +62,13 @@ def adapter_parameters(trial: Trial, shape: Shape) -> int:
 
 
 def adapter_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
-    """Theirs, or those of their gradients."""
+    """Bytes of LoRA's A and B at every linear of the blocks; their gradients take as many."""
     tensors = _adapter_tensors(trial, shape)
     return sum(count * platform.allocated_bytes(elements * ADAPTER_BYTES) for elements, count in tensors)
 
 
 def _adapter_tensors(trial: Trial, shape: Shape) -> Iterator[tuple[int, int]]:
+    """Elements of each adapter tensor of one layer, and how many layers have it."""
     for linears, _ in shape.blocks:
         for linear in linears:
             yield trial.lora.rank * linear.inputs, shape.layers
@@ -70,13 +76,13 @@ def _adapter_tensors(trial: Trial, shape: Shape) -> Iterator[tuple[int, int]]:
 
 
 def estimate_columns(held: dict[str, int], phase: str, total: int, trainable: int) -> Columns:
-    """The row's columns.
+    """The row's columns of an estimate.
 
     Args:
         held: bytes by category at the peak; a category that is left out holds nothing.
-        phase: where the peak is.
-        total: parameters.
-        trainable: parameters that train.
+        phase: the phase of the step that the peak is in.
+        total: number of parameters.
+        trainable: number of parameters that train.
     """
     peak = sum(held.values())
     by_name = {f"{category}_bytes": held.get(category, 0) for category in CATEGORIES}

@@ -1,7 +1,7 @@
 """Trials elsewhere, through Hydra's launchers for Slurm and Ray: what these are told, and who died there.
 
 The plugins' launchers wait for jobs in order and give up at the first that died, while others run. Ours
-extend them (`on_slurm.py`, `on_ray.py`), wait for all, show each trial as it ends, and name those that
+extend them (`slurm_jobs.py`, `ray_jobs.py`), wait for all, show each trial as it ends, and name those that
 left no row. Hydra finds ours under the plugins' own names.
 """
 

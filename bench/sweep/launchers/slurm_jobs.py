@@ -92,7 +92,7 @@ def _launch(
 
     Raises:
         Refused: they cannot be submitted; with the scheduler's word.
-        Ended: passed on, and the jobs go on.
+        EndedBySignal: passed on, and the jobs go on.
         KeyboardInterrupt: passed on, with all jobs cancelled.
     """
     try:
