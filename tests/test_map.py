@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
+import grimp
 import networkx as nx
 import pytest
+from importlinter import cli as importlinter
 
 from tests.conftest import ROOT
-
-grimp = pytest.importorskip("grimp")
-importlinter = pytest.importorskip("importlinter.cli")
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 EVERYBODY_S = ("formatting", "paths")  # what any room may import; not drawn

@@ -102,7 +102,8 @@ def test_a_sweep_into_an_object_store_and_again(object_store: str) -> None:
     again = door(*words, where)
     assert "2 of these trials had a row already" in again.stdout
     assert len(store.records(folder)) == 2
-    assert list((paths.local_dir(folder) / "logs").glob("*/*.log"))
+    notes = list((paths.local_dir(folder) / "logs").glob("*/*.reused.json"))
+    assert len(notes) == 2, "logs lie on this disk, not in the store"
     shutil.rmtree(paths.local_dir(folder))
 
 

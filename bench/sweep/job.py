@@ -138,6 +138,7 @@ class _Execution:
     def outcome(self) -> tuple[Outcome, dict[str, Any]]:
         """What came of the trial, and columns that only the job knows."""
         if self.trial.method == "estimate":
+            self.line.stage("estimate")
             return estimate_here(self.trial), {}
         if self.job.skip_predicted_oom and self.trial.method == "measure":
             self.line.stage("simulate")

@@ -305,7 +305,7 @@ def test_device_in_use_is_waited_for(here: Here) -> None:
         holder = subprocess.Popen(
             [sys.executable, "-c", HOLDS_ALL_CORES], cwd=ROOT, stdin=subprocess.PIPE, stdout=said
         )
-        while not leases.leased():
+        while str(holder.pid) not in leases.leased().values():
             assert holder.poll() is None
         threading.Thread(target=lambda: (holding.wait(60), holder.kill())).start()
         assert here.run("seed=1", at=see) == 0
@@ -317,7 +317,7 @@ def test_device_in_use_is_waited_for(here: Here) -> None:
 def test_device_in_use_is_shared_if_asked_and_the_row_says_so(here: Here) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDS_ALL_CORES], cwd=ROOT, stdin=subprocess.PIPE)
     try:
-        while not leases.leased():
+        while str(holder.pid) not in leases.leased().values():
             assert holder.poll() is None
         assert here.run("seed=1", "busy=share") == 0
     finally:
