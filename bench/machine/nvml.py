@@ -36,12 +36,12 @@ def gpu_names() -> list[str]:
 
 
 def gpu_uuids() -> list[str]:
-    """Their UUIDs, in the same order."""
+    """UUIDs of the NVIDIA GPUs that this process may use, ordered as by `gpu_names`."""
     return [str(uuid) for uuid in _of_gpus(lambda nvml, gpu: nvml.nvmlDeviceGetUUID(gpu))]
 
 
 def gpu_memory_bytes() -> list[int]:
-    """Their whole memories, in the same order."""
+    """Total memory of the NVIDIA GPUs that this process may use, ordered as by `gpu_names`."""
     return [int(size) for size in _of_gpus(lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total)]
 
 

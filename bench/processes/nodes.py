@@ -68,10 +68,11 @@ def gather_outcomes(own: Outcome, nodes: Nodes, log: Path) -> Outcome:
         hidden.write_text(json.dumps(asdict(own)))
         hidden.rename(target)
         return own
-    return _merged([own, *(_told(index, own, nodes, log) for index in range(1, nodes.count))])
+    return _merged([own, *(_outcome_of(index, own, nodes, log) for index in range(1, nodes.count))])
 
 
-def _told(index: int, own: Outcome, nodes: Nodes, log: Path) -> Outcome:
+def _outcome_of(index: int, own: Outcome, nodes: Nodes, log: Path) -> Outcome:
+    """What another node wrote down for the first one; an error if it has not within a minute."""
     path = _file(index, nodes, log)
     until = time.monotonic() + _LATE_SECONDS
     while path not in path.parent.iterdir():  # which looks the folder up anew, over NFS too
@@ -79,28 +80,35 @@ def _told(index: int, own: Outcome, nodes: Nodes, log: Path) -> Outcome:
             reason = f"node {index} of {nodes.count} has not told how its ranks ended"
             return replace(own, status="error", reason=reason, traceback=None, ranks=[])
         time.sleep(0.2)
-    told = json.loads(path.read_text())
+    written = json.loads(path.read_text())
     path.unlink()
-    return replace(own, **told)
+    return replace(own, **written)
 
 
 def _merged(outcomes: list[Outcome]) -> Outcome:
-    telling = min(outcomes, key=lambda outcome: _telling(outcome, outcomes))
+    most_informative = min(outcomes, key=lambda outcome: _informativeness(outcome, outcomes))
     return replace(
-        telling,
+        most_informative,
         ranks=[rank for outcome in outcomes for rank in outcome.ranks],
         hardware=outcomes[0].hardware,
         wall_seconds=outcomes[0].wall_seconds,
     )
 
 
-def _telling(outcome: Outcome, outcomes: list[Outcome]) -> int:
-    """Least for the story that counts. A rank that loses its peer complains with a traceback, whether that
-    peer was killed, of which there is none, or ended because time was up."""
-    if outcome.status == "error" and outcome.traceback is not None:
+# From the outcome that explains most to the one that explains least. A rank that loses its peer raises too.
+_MOST_INFORMATIVE_FIRST = ("skipped", "oom", "killed", "raised", "timeout", "raised after a timeout", "ok")
+
+
+def _informativeness(outcome: Outcome, outcomes: list[Outcome]) -> int:
+    """Sort key, most informative first. A traceback that is raised within 5 s of another node's timeout, or
+    later, is a consequence of that timeout and sorts after it; an error without one is a killed process."""
+    kind = outcome.status
+    if kind == "error":
         limits = [other.wall_seconds for other in outcomes if other.status == "timeout"]
-        return 3 if not limits or outcome.wall_seconds < min(limits) - _TOGETHER_SECONDS else 5
-    return {"skipped": 0, "oom": 1, "error": 2, "timeout": 4, "ok": 6}[outcome.status]
+        late = limits and outcome.wall_seconds >= min(limits) - _TOGETHER_SECONDS
+        kind = "raised after a timeout" if late else "raised"
+        kind = "killed" if outcome.traceback is None else kind
+    return _MOST_INFORMATIVE_FIRST.index(kind)
 
 
 def _file(index: int, nodes: Nodes, log: Path) -> Path:

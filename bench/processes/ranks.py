@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench.trial.columns import Columns, Hardware
 
@@ -34,8 +34,7 @@ class Worker:
     @property
     def columns(self) -> Columns:
         """What it reported, as far as it came."""
-        columns: Columns = self.payload if self.last_word == "ok" else self.payload.get("columns", {})  # type: ignore[assignment]
-        return columns
+        return cast(Columns, self.payload if self.last_word == "ok" else self.payload.get("columns", {}))
 
     def read(self) -> None:
         """Takes one message; the end of the stream means that the process is gone."""

@@ -1,7 +1,7 @@
-"""Reads parquet files as rows of this project; a file that cannot be read so is named, never fatal.
+"""Rows as parquet: one row to the bytes of a file, and files to tables, guarded.
 
-In: paths of files, and a `Query`. Out: tables, and for each unreadable file its path and the reason. A
-results folder may hold torn, foreign or hostile files: nothing is deleted, and nothing in a file is
+In: a row; or paths of files, and a `Query`. Out: bytes; or tables, and for each file that cannot be read as
+rows of this project its path and the reason. A results folder may hold torn, foreign or hostile files: nothing is deleted, and nothing in a file is
 executed. This module knows files, not folders (layout.py lists those).
 """
 
@@ -54,6 +54,13 @@ class ReadResult:
 
     tables: list[pa.Table] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
+
+
+def to_parquet(row: dict[str, Any]) -> bytes:
+    """The bytes of a parquet file that holds this one row; its pages have checksums."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), buffer, write_page_checksum=True)
+    return bytes(buffer.getvalue().to_pybytes())
 
 
 def read_small(files: list[Path], query: Query) -> ReadResult:

@@ -36,14 +36,7 @@ def write(row: dict[str, Any], results_dir: Path, name: str) -> Path:
         OSError: the folder cannot be written to.
     """
     with RowFile(results_dir, name) as file:
-        return file.keep(to_parquet(row))
-
-
-def to_parquet(row: dict[str, Any]) -> bytes:
-    """The bytes of a parquet file that holds this one row; its pages have checksums."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), buffer, write_page_checksum=True)
-    return bytes(buffer.getvalue().to_pybytes())
+        return file.keep(parquet.to_parquet(row))
 
 
 def read(

@@ -21,7 +21,7 @@ from bench.config.command_line import reproducing_words
 from bench.config.compose import Job, parse, register_resolvers
 from bench.machine import host, leases, provenance
 from bench.processes import isolate
-from bench.results import store
+from bench.results import parquet
 from bench.results.row_file import RowFile
 from bench.sweep import context, forecast, resume, row_assembly, signals
 from bench.sweep.context import SweepContext
@@ -119,7 +119,7 @@ def _written_row(execution: _Execution, identity: dict[str, Any], name: str) -> 
         with RowFile(results_dir, name) as file:  # before anything that takes time
             outcome, columns = execution.outcome()
             row = row_assembly.row_of(execution.trial, outcome, identity) | columns
-            file.keep(store.to_parquet(row))
+            file.keep(parquet.to_parquet(row))
     except OSError as error:
         raise NotWrittenError(f"results_dir={results_dir}: {error.strerror or error}") from None
     return row

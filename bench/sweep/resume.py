@@ -2,7 +2,7 @@
 
 A row counts if it is of the same trial and replicate and says something that will not change: `ok`, `oom`
 or `skipped`. `error` and `timeout` are tried again. Under `resume=auto` it must be of the same environment
-(`environment.py`) as well; `resume=force` takes it from whichever it is.
+(`machine/provenance.py`) as well; `resume=force` takes it from whichever it is.
 
 A trial that is passed over leaves a note beside the logs, so that the sweep's table can show the row that
 stands for it, under any launcher.

@@ -26,7 +26,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """The same of a value that must be one of these."""
+    """Raises ValueError unless `value` is one of `choices`; the message names both."""
     require(value in choices, f"{name}={value}: choose one of {', '.join(choices)}")
 
 
@@ -34,7 +34,7 @@ _MOST = 2**62  # what a row's integer columns hold, with room to spare
 
 
 def at_least(name: str, value: float | None, least: float) -> None:
-    """The same of a number, which must also fit a row's column."""
+    """Raises ValueError unless `value` is a number from `least` to 2^62, so that it fits a row's column."""
     require(value is not None and value >= least, f"{name}={value}: must be at least {least}")
     require(value is not None and value <= _MOST, f"{name}={value}: must be at most 2^62")
 

@@ -1,7 +1,8 @@
 """A trial: one configuration, executed once, in one fresh process.
 
 This module owns what defines a trial, and its identity; the axes are in `axes.py`, and what makes a valid
-combination impossible in `rules.py`. It knows neither Hydra nor torch: the door validates in milliseconds.
+combination impossible in `skip_rules.py`. It knows neither Hydra nor torch: the door validates in
+milliseconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a byte can be, and when, and how a trial can end: words that many share. Needs nothing."""
+"""The memory categories, and the phases of a step: words that many modules share. Needs nothing."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import pytest
 
 from bench.machine import leases
 from bench.processes import isolate
-from bench.results import store
+from bench.results import parquet, store
 from bench.results.row_file import RowFile
 from tests.conftest import ALONE, BRIEF, ROOT, some
 from tests.rows import all_rows
@@ -171,7 +171,7 @@ def test_row_that_cannot_reach_its_place_is_kept_elsewhere(tmp_path: Path) -> No
     with RowFile(tmp_path, "name") as file:
         (tmp_path / "trials").rename(tmp_path / "gone")
         with pytest.raises(OSError, match=r"the row was kept: move (\S+) there") as caught:
-            file.keep(store.to_parquet(row))
+            file.keep(parquet.to_parquet(row))
     refuge = Path(str(caught.value).split("move ")[1].split(" there")[0])
     assert store.records_of([refuge])[0]["trial_id"] == row["trial_id"]
 
@@ -179,13 +179,13 @@ def test_row_that_cannot_reach_its_place_is_kept_elsewhere(tmp_path: Path) -> No
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from bench.results import store
+from bench.results import parquet
 from bench.results.row_file import RowFile
 from tests.rows import all_rows
 
 setattr(os, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 with RowFile(Path(sys.argv[1]), "name") as here:
-    here.keep(store.to_parquet(all_rows()[0]))
+    here.keep(parquet.to_parquet(all_rows()[0]))
 """
 
 
