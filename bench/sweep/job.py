@@ -23,17 +23,13 @@ from bench.machine import host, leases, provenance
 from bench.processes import isolate
 from bench.results import parquet
 from bench.results.row_file import RowFile
-from bench.sweep import context, forecast, resume, row_assembly, signals
+from bench.sweep import context, forecast, resume, row_assembly
 from bench.sweep.context import SweepContext
+from bench.sweep.errors import EndedBySignal, NotWrittenError
 from bench.sweep.estimates import estimate_here
 from bench.sweep.progress import Line
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
-
-
-class NotWrittenError(BaseException):
-    """A row has no place, and the sweep cannot go on. Hydra takes what is an Exception for a crash of the
-    program and prints how to find it."""
 
 
 def run(config: DictConfig) -> dict[str, Any] | None:
@@ -85,7 +81,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     try:
         line.end(row)
     except BrokenPipeError:  # nobody reads the lines any more; the row is there
-        raise signals.EndedBySignal(signal.SIGPIPE) from None
+        raise EndedBySignal(signal.SIGPIPE) from None
     return row
 
 

@@ -1,4 +1,8 @@
-"""From a checked command line to rows and a table: what the door does around Hydra's own loop."""
+"""From a checked command line to rows and a table: what the door does around Hydra's own loop.
+
+In: the command line. Out: the exit code. What takes long to import is imported only after the command
+line was checked, so that a mistake in it is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,12 @@ from bench import paths
 from bench.config.command_line import Command, check
 from bench.config.compose import CommandError
 from bench.results import row_file
+from bench.sweep.errors import EndedBySignal, NotWrittenError, RefusedError
 
 if TYPE_CHECKING:
     from bench.sweep.context import SweepContext
 
-_HERE = ("basic", "joblib")  # launchers whose jobs are this terminal's too, and know Ctrl-C
+_LOCAL_LAUNCHERS = ("basic", "joblib")  # their jobs run under this terminal, and Ctrl-C reaches them
 
 
 def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
@@ -32,8 +37,8 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         argv: the command line, program name first.
     """
     arguments = get_args_parser().parse_args(argv[1:])
-    asks = ("help", "hydra_help", "version", "cfg", "shell_completion", "info")
-    if any(getattr(arguments, ask, None) for ask in asks):
+    flags_that_only_print = ("help", "hydra_help", "version", "cfg", "shell_completion", "info")
+    if any(getattr(arguments, flag, None) for flag in flags_that_only_print):
         hydra_main()
         return 0
     if arguments.config_dir or arguments.config_path or arguments.config_name:
@@ -50,7 +55,7 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         return 2
     try:
         if not command.dry_run:
-            _require_room(command)
+            _require_writable(command)
     except OSError as error:
         print(
             f"bench/run.py: results_dir={command.results_dir}: {error.strerror or error}", file=sys.stderr
@@ -59,19 +64,23 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
     sys.argv = [argv[0], *registry.arguments(command)]
     from bench.sweep.context import SweepContext, entered
 
-    with entered(SweepContext()) as sweep:
-        cut_short = _carry_out(command, hydra_main, sweep)
+    try:
+        with entered(SweepContext()) as sweep:
+            cut_short = _run_jobs(command, hydra_main, sweep)
+    except RefusedError as error:
+        print(f"bench/run.py: {error}", file=sys.stderr)
+        return 2
     if cut_short == 128 + signal.SIGPIPE:  # there is nobody to show a table to
         sys.stdout = None
         return cut_short
-    return _close(command, cut_short, sweep)
+    return _show_results(command, cut_short, sweep)
 
 
-def _require_room(command: Command) -> None:
-    """The folder can be written to, and what killed sweeps left in it is cleared away.
+def _require_writable(command: Command) -> None:
+    """Makes the folder of results if it is not there, and deletes what killed sweeps left in it.
 
     Raises:
-        OSError: it cannot.
+        OSError: the folder cannot be written to.
     """
     if paths.is_remote(command.results_dir):
         probe = command.results_dir / "trials" / f".{command.sweep_id}"
@@ -81,32 +90,39 @@ def _require_room(command: Command) -> None:
     (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
         pass
-    for left in row_file.abandoned_files(command.results_dir):
-        left.unlink(missing_ok=True)
+    for abandoned in row_file.abandoned_files(command.results_dir):
+        abandoned.unlink(missing_ok=True)
 
 
-def _carry_out(command: Command, hydra_main: Callable[[], None], sweep: SweepContext) -> int | None:
-    """Runs all jobs; the exit code if that was cut short."""
-    from bench.sweep import job, progress, signals
+def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepContext) -> int | None:
+    """Runs all jobs.
 
-    sweep.stop.install(door=True, patient=command.launcher in _HERE)
-    # Hydra would compose every combination before the first may start; `check` has just passed them all
+    Returns:
+        None; the exit code if the sweep was cut short.
+
+    Raises:
+        RefusedError: the launcher could not submit the jobs.
+    """
+    from bench.sweep import progress
+
+    sweep.stop.install(door=True, patient=command.launcher in _LOCAL_LAUNCHERS)
+    # Hydra would compose every combination before the first may start; `check` has just passed them all.
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
         with progress.shown(command.size) as sweep.display:
             hydra_main()
-    except signals.EndedBySignal as ended:
+    except EndedBySignal as ended:
         return 128 + ended.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except job.NotWrittenError as error:
+    except NotWrittenError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 1
     return None
 
 
-def _close(command: Command, cut_short: int | None, sweep: SweepContext) -> int:
-    """Shows the sweep's table; the exit code follows from its rows."""
+def _show_results(command: Command, cut_short: int | None, sweep: SweepContext) -> int:
+    """Shows the sweep's table, and returns the exit code: `cut_short`, else what the rows say."""
     from bench.results import store
     from bench.sweep import resume, summary
 

@@ -1,9 +1,12 @@
 """Combinations of valid values that cannot exist: each a rule with its reason, one true sentence.
 
-The door does not ask: a skip is a row. The worker does, once it knows its device, and so does a plan.
+In: a trial, and the platform that it would run on. Out: the reason of the first rule that applies. The door
+does not ask: a skip is a row. The worker does, once it knows its device, and so does a plan.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from bench.trial.axes import LEARNED_POSITIONS
 from bench.trial.platform import Platform
@@ -21,109 +24,120 @@ def skip_reason(trial: Trial, platform: Platform, device_count: int) -> str | No
     Returns:
         One sentence for the row's `reason`, or None when the trial can run.
     """
-    quantization, optimizer = trial.precision.quantization, trial.optimizer
+    return next(_reasons(trial, platform, device_count), None)
+
+
+def _reasons(trial: Trial, platform: Platform, device_count: int) -> Iterator[str]:
+    """The reason of each rule that applies. A row has the first, so the order of the rules matters."""
+    yield from _of_method(trial, platform)
+    yield from _of_positions(trial)
+    yield from _of_quantised_training(trial)
+    yield from _of_sharding(trial)
+    yield from _of_selective_checkpointing(trial)
+    yield from _of_device(trial, platform, device_count)
+    if trial.workload.inference:
+        yield from _of_inference(trial)
+        yield from _of_inference_support(trial)
+    else:
+        yield from _of_training(trial)
+
+
+def _of_method(trial: Trial, platform: Platform) -> Iterator[str]:
+    if trial.method != "measure" and not platform.is_modelled:
+        yield f"method={trial.method} knows what a step does on cpu and cuda, not on {platform.device_type}"
+
+
+def _of_positions(trial: Trial) -> Iterator[str]:
     learned = trial.model.family in LEARNED_POSITIONS and trial.model.pretrained is None
-    rules: list[tuple[bool, str]] = [
-        (
-            trial.method != "measure" and not platform.is_modelled,
-            f"method={trial.method} knows what a step does on cpu and cuda, not on {platform.device_type}",
-        ),
-        (
-            learned and max(trial.seq_len, trial.cached_tokens) > trial.model.max_positions,
+    tokens = max(trial.seq_len, trial.cached_tokens)
+    if learned and tokens > trial.model.max_positions:
+        yield (
             f"{trial.model.name} has {trial.model.max_positions} learned positions, fewer than "
-            f"{max(trial.seq_len, trial.cached_tokens)} tokens (seq_len={trial.seq_len})",
-        ),
-        (
-            quantization == "nf4" and not trial.lora.enabled and not trial.workload.inference,
-            "nf4 weights are frozen 4-bit values that no gradient can update; train adapters with lora=on",
-        ),
-        (
-            trial.fsdp.shards and quantization == "int8",
+            f"{tokens} tokens (seq_len={trial.seq_len})"
+        )
+
+
+def _of_quantised_training(trial: Trial) -> Iterator[str]:
+    if trial.precision.quantization == "nf4" and not trial.lora.enabled and not trial.workload.inference:
+        yield "nf4 weights are frozen 4-bit values that no gradient can update; train adapters with lora=on"
+
+
+def _of_sharding(trial: Trial) -> Iterator[str]:
+    if trial.fsdp.shards and trial.precision.quantization == "int8":
+        yield (
             "fully_shard cannot shard bitsandbytes int8 weights: a sharded parameter loses its "
-            "quantisation state (CB, SCB)",
-        ),
-        (
-            trial.fsdp.shards and optimizer.eight_bit,
-            "bitsandbytes 8-bit optimizers update raw storage and do not know sharded parameters (DTensor)",
-        ),
-        (
-            trial.fsdp.shards and optimizer.name == "adafactor",
-            "torch's Adafactor takes norms in place, which sharded parameters (DTensor) do not allow",
-        ),
-        (
-            trial.offload.name == "params" and not trial.fsdp.shards and not trial.workload.inference,
+            "quantisation state (CB, SCB)"
+        )
+    if trial.fsdp.shards and trial.optimizer.eight_bit:
+        yield (
+            "bitsandbytes 8-bit optimizers update raw storage and do not know sharded parameters (DTensor)"
+        )
+    if trial.fsdp.shards and trial.optimizer.name == "adafactor":
+        yield "torch's Adafactor takes norms in place, which sharded parameters (DTensor) do not allow"
+    if trial.offload.name == "params" and not trial.fsdp.shards and not trial.workload.inference:
+        yield (
             "offload=params is FSDP's CPU offload: it needs fsdp=full_shard or shard_grad_op "
-            "(fsdp.world_size=1 is enough)",
-        ),
-        (
-            trial.checkpointing.name == "selective" and quantization == "int8",
+            "(fsdp.world_size=1 is enough)"
+        )
+
+
+def _of_selective_checkpointing(trial: Trial) -> Iterator[str]:
+    if trial.checkpointing.name == "selective" and trial.precision.quantization == "int8":
+        yield (
             "bitsandbytes keeps the inputs of int8 matmuls on its own autograd context, where "
-            "selective checkpointing cannot free them",
-        ),
-        (
-            optimizer.name == "adamw_8bit_paged" and not platform.has_unified_memory,
-            f"paged optimizers use CUDA unified memory, which device={platform.device_type} does not have",
-        ),
-        (
-            trial.method == "measure"
-            and not platform.ranks_share_device
-            and trial.world_size > device_count,
-            f"fsdp.world_size={trial.world_size} needs as many {platform.device_type} devices, and this "
-            f"machine has {device_count}",
-        ),
-    ]
-    rules += _of_inference(trial) if trial.workload.inference else _of_training(trial)
-    return next((reason for applies, reason in rules if applies), None)
+            "selective checkpointing cannot free them"
+        )
 
 
-def _of_training(trial: Trial) -> list[tuple[bool, str]]:
-    return [
-        (
-            trial.offload.name == "disk",
-            "offload=disk keeps weights that nobody changes on disk: it is for workload=prefill and decode",
-        ),
-    ]
+def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[str]:
+    kind = platform.device_type
+    if trial.optimizer.name == "adamw_8bit_paged" and not platform.has_unified_memory:
+        yield f"paged optimizers use CUDA unified memory, which device={kind} does not have"
+    own_devices = trial.method == "measure" and not platform.ranks_share_device
+    if own_devices and trial.world_size > device_count:
+        yield (
+            f"fsdp.world_size={trial.world_size} needs as many {kind} devices, and this "
+            f"machine has {device_count}"
+        )
 
 
-def _of_inference(trial: Trial) -> list[tuple[bool, str]]:
+def _of_training(trial: Trial) -> Iterator[str]:
+    if trial.offload.name == "disk":
+        yield (
+            "offload=disk keeps weights that nobody changes on disk: it is for workload=prefill and decode"
+        )
+
+
+def _of_inference(trial: Trial) -> Iterator[str]:
     """What belongs to training alone, and what inference does not have here."""
     workload = f"workload={trial.workload.name}"
-    offloads = trial.offload.name in ("params", "disk")
-    return [
-        (
-            trial.model.encoder_decoder,
-            f"{workload} is of decoders: an encoder-decoder has two sequences and two kinds of cache",
-        ),
-        (
-            trial.precision.autocast and trial.precision.quantization == "none",
+    if trial.model.encoder_decoder:
+        yield f"{workload} is of decoders: an encoder-decoder has two sequences and two kinds of cache"
+    if trial.precision.autocast and trial.precision.quantization == "none":
+        yield (
             f"mixed precision keeps 32-bit weights for the optimizer, and {workload} has none: "
-            f"choose fp16_pure or bf16_pure",
-        ),
-        (trial.lora.enabled, f"{workload}: adapters are merged into the weights before, and cost nothing"),
-        (
-            trial.checkpointing.name != "off",
-            f"{workload} keeps no activation for a backward: there is nothing to recompute",
-        ),
-        (trial.optimizer.name != "adamw", f"{workload} has no optimizer"),
-        (trial.grad_accum_steps > 1, f"{workload} has no gradients to accumulate"),
-        (
-            trial.fsdp.name != "off",
-            f"{workload}: FSDP and DDP divide the work of training; inference is divided in other ways",
-        ),
-        (
-            trial.offload.name == "activations",
-            f"{workload} saves no activations that could wait on the host",
-        ),
-        (
-            offloads and trial.precision.quantization != "none",
-            "accelerate's hooks move plain weights, and lose bitsandbytes' quantisation state",
-        ),
-        (
-            trial.method != "measure" and trial.model.family == "opt" and trial.kv_cache.name == "static",
-            f"method={trial.method}: OPT slices its positions by the static cache's length, which is data",
-        ),
-        (
-            offloads and trial.method != "measure",
-            f"method={trial.method} does not know what accelerate's hooks move and when",
-        ),
-    ]
+            f"choose fp16_pure or bf16_pure"
+        )
+    if trial.lora.enabled:
+        yield f"{workload}: adapters are merged into the weights before, and cost nothing"
+    if trial.checkpointing.name != "off":
+        yield f"{workload} keeps no activation for a backward: there is nothing to recompute"
+    if trial.optimizer.name != "adamw":
+        yield f"{workload} has no optimizer"
+    if trial.grad_accum_steps > 1:
+        yield f"{workload} has no gradients to accumulate"
+    if trial.fsdp.name != "off":
+        yield f"{workload}: FSDP and DDP divide the work of training; inference is divided in other ways"
+    if trial.offload.name == "activations":
+        yield f"{workload} saves no activations that could wait on the host"
+
+
+def _of_inference_support(trial: Trial) -> Iterator[str]:
+    """What some methods, or accelerate's hooks, cannot do with a model that does not train."""
+    offloads = trial.offload.name in ("params", "disk")
+    if offloads and trial.precision.quantization != "none":
+        yield "accelerate's hooks move plain weights, and lose bitsandbytes' quantisation state"
+    if trial.method != "measure" and trial.model.family == "opt" and trial.kv_cache.name == "static":
+        yield f"method={trial.method}: OPT slices its positions by the static cache's length, which is data"
+    if offloads and trial.method != "measure":
+        yield f"method={trial.method} does not know what accelerate's hooks move and when"

@@ -19,7 +19,8 @@ from omegaconf import OmegaConf, open_dict
 from ray.exceptions import RayError
 
 from bench.sweep import context
-from bench.sweep.launchers.registry import End, Refused, gather
+from bench.sweep.errors import RefusedError
+from bench.sweep.launchers.registry import End, gather
 
 _STORE_BYTES = 80 * 2**20  # the least that Ray takes, nearly: only configs and rows pass through it
 
@@ -31,13 +32,13 @@ class RayLauncher(ray_launcher.RayLauncher):
         """Runs all jobs; returns what those returned that ended well.
 
         Raises:
-            Refused: there is no cluster to run them; with Ray's word.
+            RefusedError: there is no cluster to run them; with Ray's word.
             KeyboardInterrupt: passed on, with all tasks cancelled.
         """
         try:
             _enter(OmegaConf.to_container(self.ray_cfg.init, resolve=True))
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            raise Refused(f"ray: {str(error).strip().splitlines()[0]}") from None
+            raise RefusedError(f"ray: {str(error).strip().splitlines()[0]}") from None
         tasks = [_submit(self, overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         context.current().display.print_line(f"{len(tasks)} trials are Ray tasks; Ctrl-C cancels them")
         try:

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,14 +35,6 @@ _NEEDS = {
 }
 
 End = JobReturn | str  # of a job: what it returned, or why it returned nothing
-
-
-class Refused(SystemExit):
-    """The jobs cannot be submitted; passes through Hydra, which shows other exceptions its own way."""
-
-    def __init__(self, reason: str) -> None:
-        print(f"bench/run.py: {reason}", file=sys.stderr)
-        super().__init__(2)
 
 
 def require(overrides: Sequence[str]) -> None:

@@ -25,8 +25,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, Uncomplet
 from submitit.helpers import TorchDistributedEnvironment
 
 from bench.processes import nodes
-from bench.sweep import context, signals
-from bench.sweep.launchers.registry import End, Refused, gather
+from bench.sweep import context
+from bench.sweep.errors import EndedBySignal, RefusedError
+from bench.sweep.launchers.registry import End, gather
 
 _ENDED = {
     *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
@@ -91,7 +92,7 @@ def _launch(
     """Submits the jobs and stays until the last has ended.
 
     Raises:
-        Refused: they cannot be submitted; with the scheduler's word.
+        RefusedError: they cannot be submitted; with the scheduler's word.
         EndedBySignal: passed on, and the jobs go on.
         KeyboardInterrupt: passed on, with all jobs cancelled.
     """
@@ -107,13 +108,13 @@ def _launch(
             [Singleton.get_state()] * len(job_overrides),
         )
     except (FailedSubmissionError, FailedJobError, RuntimeError, ValueError, NameError) as error:
-        raise Refused(f"{launcher._EXECUTOR}: {_last_line(error)}") from None
+        raise RefusedError(f"{launcher._EXECUTOR}: {_last_line(error)}") from None
     what = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}, key=int))
     display = context.current().display
     display.print_line(f"{len(jobs)} trials are {launcher._EXECUTOR} jobs of {what}; Ctrl-C cancels them")
     try:
         return gather(job_overrides, first, _ends(jobs, states))
-    except signals.EndedBySignal:  # a closed terminal, a login that was lost: no reason to stop the jobs
+    except EndedBySignal:  # a closed terminal, a login that was lost: no reason to stop the jobs
         with contextlib.suppress(OSError):
             display.print_line(
                 f"The jobs go on, and their rows will be there; to cancel them: scancel {what}"
