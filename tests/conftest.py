@@ -23,6 +23,7 @@ import torch
 from bench.config.compose import register_resolvers, trial_from
 from bench.machine import host
 from bench.trial.spec import Trial
+from tests.schedule import in_order
 from tests.schedule import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 from tests.sweeps import MATRIX, Here, Survived
 
@@ -77,6 +78,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: in_order(item.nodeid.partition("::")[0]))
     if not torch.accelerator.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

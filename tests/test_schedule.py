@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.schedule import APART, ByFile
+from tests.schedule import APART, LONG, ByFile, in_order
 
 
 def test_the_tests_of_a_file_are_one_scope_but_for_those_apart(pytestconfig: pytest.Config) -> None:
@@ -21,6 +21,12 @@ def test_the_tests_of_a_file_are_one_scope_but_for_those_apart(pytestconfig: pyt
     assert {split(f"{file}::test_x[1]") for file in APART} == {f"{file}::test_x[1]" for file in APART}
     assert all((ROOT / file).is_file() for file in APART)
     assert pytestconfig.pluginmanager.has_plugin("xdist")
+
+
+def test_long_files_come_first_and_the_tests_that_fill_gaps_last(request: pytest.FixtureRequest) -> None:
+    assert all((ROOT / file).is_file() for file in LONG) and not set(LONG) & set(APART)
+    files = [item.nodeid.partition("::")[0] for item in request.session.items]
+    assert list(map(in_order, files)) == sorted(map(in_order, files))
 
 
 def test_two_workers_share_what_is_apart_and_nothing_else(tmp_path: Path) -> None:
