@@ -114,7 +114,8 @@ case "${1:-all}" in
         "$venv/bin/lint-imports" --no-cache --no-logo
         say "Tests"
         # Side by side, a core each; tests/conftest.py says which stay together. `-n 0`: one after the other.
-        "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadscope --no-loadscope-reorder --durations=10 "${@:2}"
+        "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadscope --no-loadscope-reorder \
+            --durations=10 "${@:2}"
         ;;
     setup) make_environment ;;
     reference)

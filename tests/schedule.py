@@ -16,7 +16,7 @@ APART = (
     "tests/methods/test_simulate.py",
 )
 
-# Files that keep one worker for minutes: begun first, so that none of them is what is waited for at the end.
+# Files that keep one worker for minutes: begun first, so that none of them is waited for at the end.
 LONG = (
     "tests/sweep/test_run.py",
     "tests/sweep/test_faults.py",
