@@ -5,8 +5,7 @@ file is written under a hidden name, flushed to the disk, read back and compared
 the files that it replaces deleted. A merge that is killed in between leaves both: `layout.listing` skips
 what was merged, and the next merge deletes it. Plain pandas reads such rows twice until then.
 
-Rows stay as they were: a file with a column or a type that this version does not know is left alone, and so
-is a file that cannot be read. At most `_ROWS_IN_MEMORY` rows are in memory, whatever the folder holds.
+A file with a column or a type that this version does not know, or that cannot be read, is left alone.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench.results import layout, parquet
 from bench.paths import flush_dir
+from bench.results import layout, parquet
 from bench.results.schema import SCHEMA, cast_to_schema
 
 _PART_ROWS = 10_000  # of a merged file; one with fewer than half of them is merged again

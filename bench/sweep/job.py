@@ -20,13 +20,13 @@ from bench import paths
 from bench.config.command_line import reproducing_words
 from bench.config.compose import Job, parse, register_resolvers
 from bench.machine import host, leases, provenance
+from bench.methods.estimate.formulas import estimate
 from bench.processes import isolate
 from bench.results import parquet
 from bench.results.row_file import RowFile
 from bench.sweep import context, forecast, resume, row_assembly
 from bench.sweep.context import SweepContext
 from bench.sweep.errors import EndedBySignal, NotWrittenError
-from bench.sweep.estimates import estimate_here
 from bench.sweep.progress import Line
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
@@ -135,7 +135,7 @@ class _Execution:
         """What came of the trial, and columns that only the job knows."""
         if self.trial.method == "estimate":
             self.line.stage("estimate")
-            return estimate_here(self.trial), {}
+            return estimate(self.trial), {}
         if self.job.skip_predicted_oom and self.trial.method == "measure":
             self.line.stage("simulate")
             expected = forecast.forecast_trial(self.trial, self.log, self.job.timeout_seconds)
