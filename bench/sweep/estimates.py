@@ -15,9 +15,8 @@ from bench.trial.spec import Trial
 
 
 def estimate_here(trial: Trial) -> Outcome:
-    """What comes of a trial with method=estimate; an error in a formula is an outcome, too."""
+    """The outcome of a trial with method=estimate; an error in a formula is an outcome, too."""
     started = time.perf_counter()
-
     try:
         platform = platform_of(_device_type(trial))
         reason = skip_reason(trial, platform, device_count=0)
@@ -33,7 +32,7 @@ def estimate_here(trial: Trial) -> Outcome:
 
 
 def _device_type(trial: Trial) -> str:
-    """The type of device that the trial would run on."""
+    """The type of device that the trial is about; for device=auto, the one that it would run on here."""
     kind = trial.device.partition(":")[0]
     if kind != "auto":
         return kind
