@@ -1,8 +1,9 @@
-"""The command line, checked whole before anything starts, and as Hydra is told it.
+"""The command line of `bench/run.py`: checked as a whole before anything starts, and as Hydra gets it.
 
-A sweep is checked value by value: each value of each swept axis is composed once beside the others' first
-values. Whatever single value is misspelt or ill-typed is found that way; a combination of valid values is
-never an error.
+In: the overrides as given. Out: a `Command`, or a `CommandError` for the first mistake. A sweep is checked
+value by value: each value of each swept axis is composed once, beside the first values of the other axes.
+That finds every single value that is misspelt or has the wrong type; a combination of valid values is never
+an error.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Command:
 
 
 def choices(arguments: list[str]) -> list[list[str]]:
-    """Each override of the command line as its values, one word each: key=a,b is [key=a, key=b].
+    """The values of each override, each as an override of its own: key=a,b is [key=a, key=b].
 
     Raises:
         CommandError: the line cannot be read, or a name in it is unknown.
@@ -79,15 +80,15 @@ def check(arguments: list[str], *, multirun: bool, sweep_id: str) -> Command:
         return _checked(arguments, multirun, sweep_id)
     except CommandError:
         raise
-    except Exception as error:  # Hydra and OmegaConf meet some words with whatever they stumble over
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CommandError(f"cannot read the command line: {said}") from None
+    except Exception as error:  # for some words Hydra and OmegaConf raise whatever failed inside them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CommandError(f"cannot read the command line: {reason}") from None
 
 
 def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
     overrides = _parse(arguments)
-    foreign = any(override.key_or_group == "hydra/sweeper" for override in overrides)
-    if foreign:  # what only that sweeper understands is checked by its jobs as they come
+    other_sweeper = any(override.key_or_group == "hydra/sweeper" for override in overrides)
+    if other_sweeper:  # what only that sweeper understands is checked by each job as it comes
         overrides = [o for o in overrides if not o.is_sweep_override() or o.is_discrete_sweep()]
     choices = [_values(override) for override in overrides]
     if not multirun:
@@ -102,7 +103,7 @@ def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
         for index, values in enumerate(choices):
             for value in values[1:]:
                 parse(composed([*first[:index], value, *first[index + 1 :]]))
-    return _command(arguments, overrides, choices, job, sweep_id, foreign)
+    return _command(arguments, overrides, choices, job, sweep_id, other_sweeper)
 
 
 def _command(
@@ -111,15 +112,20 @@ def _command(
     choices: list[list[str]],
     job: Job,
     sweep_id: str,
-    foreign: bool,
+    other_sweeper: bool,
 ) -> Command:
+    """The command of a line whose values were all checked.
+
+    Raises:
+        CommandError: a key that has one value for the whole sweep has several, or two keys contradict.
+    """
     for override, values in zip(overrides, choices, strict=True):
         if override.key_or_group in NOT_SWEPT and len(values) > 1:
             raise CommandError(f"{override.key_or_group} cannot be swept")
-    size = None if foreign else math.prod((job.replicates, *map(len, choices)))
+    size = None if other_sweeper else math.prod((job.replicates, *map(len, choices)))
     added = [f"sweep_id={sweep_id}", f"sweep_size={'null' if size is None else size}"]
     given = [a for a in arguments if not a.startswith(("sweep_id=", "sweep_size="))]
-    if job.replicates > 1 and foreign:
+    if job.replicates > 1 and other_sweeper:
         raise CommandError(
             f"replicates={job.replicates}: needs Hydra's own sweeper, without hydra/sweeper="
         )
@@ -129,18 +135,20 @@ def _command(
         given = [f"replicate={numbers}", *given]
     if size != 1 or any(override.is_sweep_override() for override in overrides):
         added.append("hydra.mode=MULTIRUN")
-    launcher, given, more = _launched(given, job)
-    return Command([*given, *added, *more], sweep_id, size, job.results_dir, job.dry_run, launcher)
+    launcher, given, launcher_words = _with_launcher(given, job)
+    return Command(
+        [*given, *added, *launcher_words], sweep_id, size, job.results_dir, job.dry_run, launcher
+    )
 
 
-def _launched(given: list[str], job: Job) -> tuple[str, list[str], list[str]]:
-    """The launcher, the words without it where it does not count, and those that choose it.
+def _with_launcher(given: list[str], job: Job) -> tuple[str, list[str], list[str]]:
+    """The launcher's name, the given words (for a dry run without those of a launcher), and words to add.
 
     Raises:
-        CommandError: jobs= and a launcher, which has its own way to say how many.
+        CommandError: both jobs= and a launcher are given; a launcher has its own limit of jobs.
     """
     named = [word.partition("=")[2] for word in given if word.startswith(f"{_LAUNCHER}=")]
-    if job.dry_run:  # one after the other, and here
+    if job.dry_run:  # runs nothing, so its jobs go one after the other, in this process
         return "basic", [word for word in given if not word.lstrip("+").startswith(_LAUNCHERS)], []
     if job.jobs == 1:
         return (named or ["basic"])[-1], given, []
@@ -185,7 +193,11 @@ def _axes() -> list[str]:
 
 
 def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
-    """Axes, levels and keys, with a suggestion where one is nearly right."""
+    """Checks the names of axes, levels and keys.
+
+    Raises:
+        CommandError: a name is unknown; with a suggestion if one is close.
+    """
     known = sorted(_keys(OmegaConf.to_container(composed([]), resolve=False)))
     for override, values in zip(overrides, choices, strict=True):
         key = override.key_or_group
@@ -209,7 +221,12 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
 
 
 def _check_hydra(key: str, word: str) -> None:
-    """Command lines are passed from hand to hand (each row has one): they choose values, never code."""
+    """Checks that an override of Hydra's own keys chooses values, never code: people run the command lines
+    that they find in the rows of others.
+
+    Raises:
+        CommandError: the key is not among those that may be set.
+    """
     allowed = key.startswith(_HYDRAS_OWN) or not re.match(r"hydra\b", key)
     if "_target_" in word or not allowed:
         raise CommandError(
@@ -218,6 +235,7 @@ def _check_hydra(key: str, word: str) -> None:
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """All keys below `node`, with dots."""
     for key, value in node.items():
         yield prefix + str(key)
         if isinstance(value, dict):
@@ -225,7 +243,7 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def reproducing_words(overrides: list[str]) -> list[str]:
-    """The overrides that define the trial, without those that the door adds or that say where and how."""
+    """The overrides that define the trial, without those that the door adds or that say where it runs."""
     keys = (o.lstrip("+").partition("=")[0] for o in overrides)
     return [
         override

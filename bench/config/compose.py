@@ -1,7 +1,7 @@
-"""Hydra's config to what travels from here on: a frozen Trial, and the options of its job.
+"""From Hydra's config to a frozen `Trial`, and the options of its job.
 
 In: overrides, or a composed DictConfig. Out: `Trial` and `Job`, checked, or a `CommandError` that says what
-to change. Outside of this room only `sweep/` and the door know Hydra.
+to change. Outside of this room only `sweep/` and the door `run.py` know Hydra.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _JOB_MINUTES = 10  # for a job to start, over a slow file system, and to end
 _MOST_JOBS = 1024
 RESUME = ("auto", "off", "force")
 BUSY = ("flag", "wait", "share")
-_LONGEST_SECONDS = 21 * 24 * 3600  # beyond it the system call that waits takes no number
+_LONGEST_SECONDS = 21 * 24 * 3600  # the system call that waits accepts no more
 
 
 class CommandError(ValueError):
@@ -45,25 +45,25 @@ class CommandError(ValueError):
 # set from the text itself.
 _NO_RESULTS_DIR = {"results_dir": "."}
 
-_OF_THE_SWEEP = {"swept": False}  # one value for all trials of a sweep
-_OF_THE_ROW = {"reproduces": True}  # among the words that reproduce the row
+_NOT_SWEPT = {"swept": False}  # the key has one value for all trials of a sweep
+_REPRODUCES = {"reproduces": True}  # the key is among the words that reproduce a row
 
 
 @dataclass(frozen=True)
 class Job:
     """Where and how a trial is executed: the keys of conf/ that do not define the Trial itself."""
 
-    results_dir: Path = field(metadata=_OF_THE_SWEEP)
-    timeout_seconds: float = field(metadata=_OF_THE_ROW)
-    replicates: int = field(metadata=_OF_THE_SWEEP)
+    results_dir: Path = field(metadata=_NOT_SWEPT)
+    timeout_seconds: float = field(metadata=_REPRODUCES)
+    replicates: int = field(metadata=_NOT_SWEPT)
     replicate: int
     sweep_id: str | None
     sweep_size: int | None
-    resume: str = field(metadata=_OF_THE_SWEEP)
-    dry_run: bool = field(metadata=_OF_THE_SWEEP)
-    skip_predicted_oom: bool = field(metadata=_OF_THE_SWEEP)
-    jobs: int = field(metadata=_OF_THE_SWEEP)
-    busy: str = field(metadata=_OF_THE_SWEEP)
+    resume: str = field(metadata=_NOT_SWEPT)
+    dry_run: bool = field(metadata=_NOT_SWEPT)
+    skip_predicted_oom: bool = field(metadata=_NOT_SWEPT)
+    jobs: int = field(metadata=_NOT_SWEPT)
+    busy: str = field(metadata=_NOT_SWEPT)
 
 
 NOT_SWEPT = frozenset(key.name for key in fields(Job) if not key.metadata.get("swept", True))
@@ -71,9 +71,13 @@ NOT_REPRODUCED = frozenset(key.name for key in fields(Job) if not key.metadata.g
 
 
 def register_resolvers() -> None:
-    """`${repo:}` in conf/ is the repository, whatever the current directory; `${beside:DIR}` is where logs
-    of results in DIR lie (DIR may be a URL); `${job_minutes:SECONDS}` says
-    for how many minutes a cluster must lend a node to a trial that may take so long."""
+    """Registers what `${NAME:ARGUMENT}` means in conf/.
+
+    `${repo:}` is the repository, whatever the current directory. `${beside:DIR}` is the folder of logs for
+    results in DIR, which may be a URL. `${unquantised:WORKLOAD}` is the dtype of unquantised weights.
+    `${job_minutes:SECONDS}` says for how many minutes a cluster must lend a node to a trial that may take
+    SECONDS.
+    """
     OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver(
         "beside", lambda text: str(paths.local_dir(_folder(text))), replace=True
@@ -87,7 +91,7 @@ def register_resolvers() -> None:
 
 
 def parse(config: DictConfig) -> tuple[Trial, Job]:
-    """The whole config: what to execute, and where and how.
+    """The whole config as what to execute, and where and how.
 
     Raises:
         CommandError: a value has the wrong type or is out of range.
@@ -102,10 +106,11 @@ def trial_of(config: DictConfig) -> Trial:
         CommandError: a value has the wrong type or is out of range.
     """
     names = {field.name for field in fields(Trial)}
-    strange = [str(n) for n in config if n not in names | {field.name for field in fields(Job)} | {"hydra"}]
-    if strange:
+    known = names | {field.name for field in fields(Job)} | {"hydra"}
+    unknown = [str(name) for name in config if name not in known]
+    if unknown:
         raise CommandError(
-            f"{strange[0]}: no such axis or key{nearest(strange[0], sorted(names))}; "
+            f"{unknown[0]}: no such axis or key{nearest(unknown[0], sorted(names))}; "
             f"see --help for all of them"
         )
     chosen = {name: config[name] for name in config if name in names}
@@ -155,6 +160,11 @@ def job_of(config: DictConfig) -> Job:
 
 
 def _folder(text: str) -> Path:
+    """results_dir as an absolute path, or as a place in a bucket.
+
+    Raises:
+        CommandError: it is a URL that nothing here can write to.
+    """
     try:
         folder = paths.results_place(text)
     except (ImportError, ValueError) as error:
@@ -188,16 +198,16 @@ def _type_message(error: OmegaConfBaseException) -> str:
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """A hint at the word that was meant, for the end of a message; empty if there is none like it."""
+    """A hint at the word that was probably meant, for the end of a message; empty if no word is close."""
     close = difflib.get_close_matches(word, words, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def composed(overrides: list[str]) -> DictConfig:
-    """conf/ with these overrides, within initialize_config_dir.
+    """conf/ composed with these overrides; to be called within initialize_config_dir.
 
     Raises:
-        CommandError: they cannot be composed.
+        CommandError: the overrides cannot be composed.
     """
     try:
         config = _from_levels(overrides)
@@ -208,9 +218,12 @@ def composed(overrides: list[str]) -> DictConfig:
 
 
 def _from_levels(overrides: list[str]) -> DictConfig | None:
-    """conf/ composed once, and on a copy the levels and keys set as Hydra sets them
-    (`ConfigLoaderImpl._apply_overrides_to_config`), which takes a tenth of the time. None where a word is
-    anything else than key=value, or wrong: then Hydra composes, and says what is wrong."""
+    """conf/ with these overrides, set on a copy of the config that was composed once, as Hydra sets them
+    (`ConfigLoaderImpl._apply_overrides_to_config`): it takes a tenth of the time.
+
+    None where an override is anything but key=value, or is wrong: then Hydra composes, and says what is
+    wrong.
+    """
     try:
         changes = [_read_override(word) for word in overrides]
         if any(o.type != OverrideType.CHANGE or o.package or o.is_sweep_override() for o in changes):
@@ -220,7 +233,7 @@ def _from_levels(overrides: list[str]) -> DictConfig | None:
         config = copy.deepcopy(_without_overrides())
         if len(set(axes)) < len(axes) or not all(key in config for key in axes):
             return None
-        for axis in axes:  # levels first, wherever they stand
+        for axis in axes:  # levels first, wherever they stand in the command line
             word = overrides[keys.index(axis)]
             OmegaConf.update(config, axis, _level(word), merge=False)
         for key, change in zip(keys, changes, strict=True):
@@ -238,10 +251,10 @@ def _without_overrides() -> DictConfig:
 
 @cache
 def _level(word: str) -> Any:
-    """The keys of a level, of AXIS=LEVEL.
+    """The keys that the level of AXIS=LEVEL sets.
 
     Raises:
-        ValueError: the word has no plain name of a level.
+        ValueError: what follows the equals sign is no plain name of a level.
         OSError: there is no such level.
     """
     axis, _, level = word.partition("=")

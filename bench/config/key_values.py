@@ -1,4 +1,8 @@
-"""key=value words of the doors that are not Hydra's: few keys, each with a default that gives its type."""
+"""key=value arguments of the doors without Hydra: few keys, each with a default that gives its type.
+
+In: the command line, and the defaults. Out: a value for each key, or a `KeyValueError` that says what to
+change.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +12,30 @@ from typing import Any
 
 
 class KeyValueError(ValueError):
-    """A word cannot be understood; the message says what to change."""
+    """An argument cannot be understood; the message says what to change."""
 
 
 def options_as_key_values(arguments: list[str]) -> list[str]:
-    """Options as key=value words: `--baseline-ref NAME` and `--baseline-ref=NAME` are baseline_ref=NAME."""
-    words, left = [], list(arguments)
-    while left:
-        word = left.pop(0)
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            if not equals and left and not left[0].startswith("--"):
-                equals, value = "=", left.pop(0)
-            word = key.replace("-", "_") + equals + value
-        words.append(word)
-    return words
+    """Options as key=value: `--baseline-ref NAME` and `--baseline-ref=NAME` are baseline_ref=NAME."""
+    key_values, remaining = [], list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            if not equals and remaining and not remaining[0].startswith("--"):
+                equals, value = "=", remaining.pop(0)
+            argument = key.replace("-", "_") + equals + value
+        key_values.append(argument)
+    return key_values
 
 
 def read_key_values(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The defaults, with what the words change; paths are made absolute.
+    """The defaults, with what the arguments change; paths are made absolute.
 
     Raises:
-        WordError: a word is not key=value, its key is unknown, or its value has the wrong type.
+        KeyValueError: an argument is not key=value, its key is unknown, or its value has the wrong type.
     """
-    found = dict(defaults)
+    values = dict(defaults)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals and key in defaults:
@@ -40,11 +44,12 @@ def read_key_values(arguments: list[str], defaults: dict[str, Any]) -> dict[str,
             close = difflib.get_close_matches(key, defaults, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise KeyValueError(f"{argument}: no such key{hint}; the keys are {', '.join(defaults)}")
-        found[key] = _typed(key, value, defaults[key])
-    return found
+        values[key] = _typed(key, value, defaults[key])
+    return values
 
 
 def _typed(key: str, value: str, default: Any) -> Any:
+    """`value` in the type of the key's default."""
     if isinstance(default, bool):
         if value.lower() not in ("true", "false"):
             raise KeyValueError(f"{key}={value}: must be true or false")

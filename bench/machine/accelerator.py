@@ -1,7 +1,7 @@
-"""The one place that talks to the accelerator.
+"""The one place that talks to the accelerator: which there is, its memory counters, its clock, its errors.
 
-Everything goes through torch.accelerator, so that CUDA, ROCm, XPU and MPS follow the same path. On a CPU
-device there is no allocator to ask: the counters here answer None, and `memory/cpu_allocator.py` measures.
+Everything goes through torch.accelerator, so that CUDA, ROCm, XPU and MPS follow the same path. A CPU has
+no caching allocator to ask: its counters are None here, and `memory/cpu_allocator.py` measures.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def resolve(requested: str, rank: int = 0) -> torch.device:
 
     Args:
         requested: auto (the machine's accelerator, else the CPU), a type, or a type with an index.
-        rank: counts devices up from the index, so that each rank has its own.
+        rank: added to the index, so that each rank has a device of its own.
 
     Raises:
         ValueError: this machine, or this build of torch, has no such device.
     """
     kind, _, index = requested.partition(":")
-    found = torch.accelerator.current_accelerator(check_available=True)
-    available = found.type if found is not None else "cpu"
+    current = torch.accelerator.current_accelerator(check_available=True)
+    available = current.type if current is not None else "cpu"
     if kind == "cpu" or (kind == "auto" and available == "cpu"):
         return torch.device("cpu")
     if kind not in ("auto", available):
@@ -52,10 +52,10 @@ def count(device_type: str) -> int:
 
 
 def activate(device: torch.device, memory_limit_bytes: int | None) -> None:
-    """Makes `device` current and, if asked, pretends that it is only `memory_limit_bytes` large.
+    """Makes `device` current and, if a limit is given, lets torch use only so many bytes of it.
 
     Raises:
-        ValueError: a limit was asked for that this kind of device cannot keep.
+        ValueError: this type of device cannot be limited.
     """
     if device.type == "cpu":
         return
@@ -69,7 +69,7 @@ def activate(device: torch.device, memory_limit_bytes: int | None) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all that was asked of it."""
+    """Waits until the device has done all work that was submitted to it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -81,7 +81,7 @@ def memory_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Counters:
-    """The caching allocator's own words, in bytes."""
+    """The caching allocator's own counters, in bytes."""
 
     reserved: int
     peak_allocated: int
@@ -101,19 +101,19 @@ def counters(device: torch.device) -> Counters | None:
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Forgets the peaks so far."""
+    """Resets the allocator's peaks to what is allocated now."""
     if device.type != "cpu":
         torch.accelerator.reset_peak_memory_stats(device)
 
 
 def release_cached(device: torch.device) -> None:
-    """Returns cached blocks that no tensor uses to the driver; what needs them next waits for new ones."""
+    """Gives cached blocks that no tensor uses back to the driver; later allocations need new ones."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()
 
 
 class Stopwatch:
-    """Marks in the device's own stream of work; the differences are step times.
+    """Marks in the device's stream of work; the seconds between two marks are a step's time.
 
     On an accelerator the marks are events: they cost no synchronisation, and only `seconds` waits. On a
     CPU, where a step has ended when its call returns, they are readings of the clock.
@@ -146,16 +146,14 @@ _BYTES_ASKED = (
     re.compile(r"Tried to allocate ([\d.]+) (B|bytes|KiB|MiB|GiB|TiB)"),
     re.compile(r"you tried to allocate ([\d.]+) (bytes)"),
 )
-
-
 _UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def out_of_memory(error: BaseException) -> tuple[bool, int | None]:
-    """Whether `error` means that memory ran out, and the bytes that were asked for if it says so."""
+    """Whether `error` means that memory ran out, and the bytes that were requested, if it says so."""
     try:
         text = str(error)
-    except BaseException:  # libraries' exceptions are code too
+    except BaseException:  # __str__ of a library's exception can raise, too
         text = ""
     for pattern in _BYTES_ASKED:
         if match := pattern.search(text):

@@ -1,6 +1,6 @@
-"""How the libraries compute on this processor, where it changes what they allocate.
+"""How the libraries compute on this processor, where that changes what they allocate.
 
-Owns two questions about kernels that are chosen by the processor's instructions; asks torch, which is why
+Out: two facts about kernels that the libraries choose by the processor's instructions. They need torch, so
 they are not in `host.py`, which every door imports.
 """
 

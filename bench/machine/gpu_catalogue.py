@@ -1,13 +1,13 @@
-"""The catalogue of GPUs in conf/gpu/: memory, bandwidth, dense peaks, and what hardware adds to tensors.
+"""The catalogue of GPUs in conf/gpu/: memory, bandwidth, dense peaks, and bytes that are not tensors.
 
-What it adds is reported apart from tensor bytes and never folded into them. None of it is fitted:
+Those bytes are reported apart from tensor bytes and never added to them. None of these numbers is fitted:
   context_bytes    CUDA context and the kernels that a step loads: 794,820,608 bytes in every training row
                    of an H100 with 16-bit arithmetic, 16 MiB less in float32 (torch 2.11, CUDA 13, driver
                    580: results/reference); 64 MiB more with bitsandbytes' int8, which has a cuBLASLt
-                   handle of its own. Another driver's is another.
+                   handle of its own. Another driver has another size.
   workspace_bytes  cuBLAS: 8,519,680 bytes a handle and stream (torch allocates it, CublasHandlePool.cpp),
                    32 MiB from Hopper on (cuBLAS reference, cublasSetWorkspace); a handle for each thread,
-                   and a backward has a thread of its own. It is in torch's memory_allocated.
+                   and a backward has a thread of its own. torch's memory_allocated counts it.
   nccl_bytes       a process group: 591,396,864 bytes in the same rows, of one rank (NCCL 2.28); between
                    ranks one 4 MiB buffer (NCCL_BUFFSIZE) each way for each of up to 32 channels (NCCL
                    reference)
@@ -20,7 +20,6 @@ from functools import cache
 
 from omegaconf import OmegaConf
 
-from bench.machine import gpu_catalogue
 from bench.paths import ROOT
 from bench.trial.spec import Trial
 
@@ -42,18 +41,18 @@ class Gpu:
     workspace_bytes: int
 
     def hardware_bytes(self, trial: Trial) -> dict[str, int]:
-        """What is not tensors, by what it is: context, workspaces, and NCCL's where there are ranks."""
+        """Bytes that are not tensors, by name: context, workspace, and nccl where ranks train together."""
         int8 = trial.precision.quantization == "int8"
-        found = {
+        sizes = {
             "context": CONTEXT_BYTES + (INT8_CONTEXT_BYTES if int8 else 0),
             "workspace": self.workspaces_bytes(trial),
         }
         if trial.fsdp.name != "off":
-            found["nccl"] = NCCL_BYTES + (NCCL_BUFFERS_BYTES if trial.world_size > 1 else 0)
-        return found
+            sizes["nccl"] = NCCL_BYTES + (NCCL_BUFFERS_BYTES if trial.world_size > 1 else 0)
+        return sizes
 
     def workspaces_bytes(self, trial: Trial) -> int:
-        """What cuBLAS has of the allocator's memory while the trial runs."""
+        """Bytes of cuBLAS' workspaces while the trial runs; torch's allocator counts them."""
         threads = 1 if trial.workload.inference else 2
         return threads * self.workspace_bytes
 
@@ -71,17 +70,17 @@ def catalogue() -> dict[str, Gpu]:
 
 
 def by_device_name(device_name: str) -> Gpu | None:
-    """The card that torch calls so; None if the catalogue has none. A namesake is not the same card."""
+    """The card that torch gives exactly this name; None if the catalogue has none."""
     return next((card for card in catalogue().values() if device_name in card.device_names), None)
 
 
 def workspaces_bytes(device_name: str, trial: Trial) -> int:
-    """What cuBLAS takes of the allocator's memory on that device; 0 for one that the catalogue has not."""
+    """Bytes of cuBLAS' workspaces on the device of that name; 0 if the catalogue does not have it."""
     card = by_device_name(device_name)
     return 0 if card is None else card.workspaces_bytes(trial)
 
 
 def peak_flops_per_sec(device_name: str, dtype: str) -> float | None:
-    """The device's dense peak by the catalogue in conf/gpu/; None if it or the dtype is not there."""
-    card = gpu_catalogue.by_device_name(device_name)
+    """The device's dense peak in that dtype; None if the catalogue has no such device or dtype."""
+    card = by_device_name(device_name)
     return None if card is None else card.peak_flops_per_sec.get(dtype)

@@ -1,6 +1,6 @@
-"""The host: its cores, its processor, its memory, and what the system says of this process.
+"""The host: its cores, its processor, its memory, and what the system says about this process.
 
-Out: plain numbers and names. Must not import torch: doors and the sweep's own process ask.
+Out: plain numbers and names. Must not import torch: doors import this, and start at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def host_memory_bytes() -> int:
 
 
 def accelerator_in_sight() -> bool:
-    """Whether this machine may have an accelerator, as far as the system says: only torch knows whether it
-    can use it. NVIDIA's and AMD's drivers and Intel's and AMD's render nodes show; Macs have one."""
+    """Whether this machine may have an accelerator; only torch knows whether it can use one.
+
+    Drivers of NVIDIA and AMD, and render nodes of Intel and AMD, have device files. Every Mac has an
+    accelerator.
+    """
     devices = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
     return platform.system() == "Darwin" or any(Path(device).exists() for device in devices)

@@ -1,9 +1,9 @@
 """Leases of this machine's devices, so that two trials never share one by accident.
 
 Each GPU and each core has a lock file, and a trial that measures holds the locks of what it uses. The
-kernel lets go of a lock when its process ends, however it ends: there is nothing to clean up. Who waits
-stands in one line (a lock of its own), so that a trial of many devices is not starved by those of one, and
-two of them never wait for each other's half.
+kernel releases a lock when its process ends, however it ends: there is nothing to clean up. Only one trial
+at a time tries to lock devices, the holder of one more lock, the queue. So a trial of many devices does get
+them between trials of one device, and two such trials never hold a half each and wait for the other half.
 
 The files lie in one folder for all users of the machine: $BENCH_LEASES, by default bench-leases in the
 system's folder for temporary files.
@@ -25,7 +25,7 @@ from typing import IO
 from bench.machine import host, nvml
 from bench.trial.spec import Trial
 
-_PATIENCE_SECONDS = 0.2  # between two looks at devices that others hold
+_RETRY_SECONDS = 0.2  # between two attempts to lock devices that others hold
 _QUEUE = "queue"
 
 
@@ -33,7 +33,7 @@ _QUEUE = "queue"
 class Lease:
     """What a trial may use: cores by number, GPUs by UUID (None: all that there are).
 
-    `shared` says that others hold some of it at the same time, which only `busy=share` allows.
+    `shared` says that other trials hold some of it at the same time, which only `busy=share` allows.
     """
 
     cores: tuple[int, ...]
@@ -55,14 +55,14 @@ def hold_devices(
     busy: str,
     on_wait: Callable[[str], None] = lambda _who: None,
 ) -> Iterator[Lease]:
-    """The devices of one trial, for as long as the context lasts. What is predicted needs none.
+    """Holds the devices of one trial while entered. A trial that is only predicted needs none.
 
     Args:
-        trial: on which kind of device, and of how many ranks.
+        trial: what will run; its device and its number of ranks count.
         jobs: trials that this sweep runs side by side; on a CPU each gets its part of the cores.
         busy: `flag` waits for other sweeps; `wait` also until no other process uses the GPU; `share` waits
             for nobody.
-        on_wait: told who is waited for, before each further look; what it raises ends the wait.
+        on_wait: called with who holds the devices, before each new attempt; may raise to end the wait.
 
     Raises:
         OSError: the lock files cannot be made.
@@ -72,10 +72,10 @@ def hold_devices(
         yield Lease(tuple(cores))
         return
     gpus = _gpus_for(trial)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if not gpus:
             share = max(1, len(cores) // jobs)
-            taken, shared = _take([f"core-{core}" for core in cores], share, busy, held, on_wait)
+            taken, shared = _take([f"core-{core}" for core in cores], share, busy, locks, on_wait)
             yield Lease(tuple(sorted(int(name.removeprefix("core-")) for name in taken)), None, shared)
             return
         numbered = ":" in trial.device  # then the trial itself says which, by number
@@ -83,7 +83,7 @@ def hold_devices(
             [f"gpu-{uuid}" for uuid in gpus],
             len(gpus) if numbered else min(trial.world_size, len(gpus)),
             busy,
-            held,
+            locks,
             on_wait,
         )
         uuids = tuple(name.removeprefix("gpu-") for name in taken)
@@ -93,8 +93,7 @@ def hold_devices(
 
 
 def _gpus_for(trial: Trial) -> list[str]:
-    """UUIDs of the NVIDIA GPUs that the trial may use; none where it runs on the CPU (or on what NVML does
-    not know)."""
+    """UUIDs of the NVIDIA GPUs that the trial may use; none if it runs on another kind of device."""
     kind, _, index = trial.device.partition(":")
     if kind not in ("auto", "cuda"):
         return []
@@ -105,37 +104,38 @@ def _gpus_for(trial: Trial) -> list[str]:
 
 
 def _take(
-    names: list[str], count: int, busy: str, held: ExitStack, on_wait: Callable[[str], None]
+    names: list[str], count: int, busy: str, locks: ExitStack, on_wait: Callable[[str], None]
 ) -> tuple[list[str], bool]:
-    """Locks `count` of these devices, all or none, and keeps them in `held`; whether some are shared."""
+    """Locks `count` of these, all or none, until `locks` closes; their names, and whether shared."""
     if busy == "share":
-        taken = _locked(names, count, held)
+        taken = _locked(names, count, locks)
         others = [name for name in names if name not in taken][: count - len(taken)]
         return taken + others, bool(others)
-    with ExitStack() as line:
-        mine = False
+    with ExitStack() as queue:
+        first_in_queue = False
         while True:
-            mine = mine or _lock(_QUEUE, line)
-            if mine:
+            first_in_queue = first_in_queue or _lock(_QUEUE, queue)
+            if first_in_queue:
                 with ExitStack() as attempt:
                     taken = _locked(names, count, attempt)
                     if len(taken) == count:
-                        held.push(attempt.pop_all())
+                        locks.push(attempt.pop_all())
                         return taken, False
             on_wait(_holders(names))
-            time.sleep(_PATIENCE_SECONDS)
+            time.sleep(_RETRY_SECONDS)
 
 
-def _locked(names: list[str], count: int, held: ExitStack) -> list[str]:
-    """The first `count` of these that nobody else holds, or fewer."""
+def _locked(names: list[str], count: int, locks: ExitStack) -> list[str]:
+    """Locks the first `count` of these that nobody else holds, or fewer, and returns their names."""
     taken: list[str] = []
     for name in names:
-        if len(taken) < count and _lock(name, held):
+        if len(taken) < count and _lock(name, locks):
             taken.append(name)
     return taken
 
 
-def _lock(name: str, held: ExitStack) -> bool:
+def _lock(name: str, locks: ExitStack) -> bool:
+    """Whether the lock could be taken; it is held until `locks` closes."""
     file = _open(name)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +145,7 @@ def _lock(name: str, held: ExitStack) -> bool:
     except BaseException:
         file.close()
         raise
-    held.enter_context(file)
+    locks.enter_context(file)
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
@@ -154,13 +154,13 @@ def _lock(name: str, held: ExitStack) -> bool:
 
 def _open(name: str) -> IO[str]:
     """The lock file of one device; anyone on this machine may lock it, and nobody may put a link there."""
-    where = folder()
-    if not where.is_dir():
-        where.mkdir(parents=True, exist_ok=True)
+    directory = folder()
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(PermissionError):
-            where.chmod(0o1777)
+            directory.chmod(0o1777)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(where / name.replace("/", "_"), flags, 0o666)
+    file = os.open(directory / name.replace("/", "_"), flags, 0o666)
     with contextlib.suppress(PermissionError):
         os.fchmod(file, 0o666)  # whatever the umask
     return os.fdopen(file, "a+")
@@ -192,7 +192,7 @@ def leased() -> dict[str, str]:
 
 
 def _until_alone(uuids: tuple[str, ...], on_wait: Callable[[str], None]) -> None:
-    """Returns when no process computes on these GPUs."""
+    """Waits until no process computes on these GPUs."""
     while others := sorted(pid for uuid in uuids for pid in nvml.gpu_processes(uuid)):
         on_wait(f"process {', '.join(map(str, others))}")
-        time.sleep(_PATIENCE_SECONDS)
+        time.sleep(_RETRY_SECONDS)

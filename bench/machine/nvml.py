@@ -1,7 +1,7 @@
 """NVIDIA's driver, asked through NVML: which GPUs there are, who uses them, and how they are.
 
-In: nothing, or a GPU's UUID. Out: names, sizes, processes, clocks, temperatures; None or nothing where
-there is no driver. Needs neither torch nor CUDA, so that a process that will fork can ask.
+In: nothing, or a GPU's UUID. Out: names, sizes, processes, clocks, temperatures; None or an empty list
+where there is no driver. Needs neither torch nor CUDA, so that a process that will fork can ask.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any
 
 
 def _of_gpus(question: Callable[[Any, Any], Any]) -> list[Any]:
-    """What NVML answers for each GPU that this process may use, in the order of their bus addresses
-    (NVML's, and torch's with CUDA_DEVICE_ORDER=PCI_BUS_ID); nothing where there is no driver."""
+    """What NVML answers for each GPU that this process may use, or an empty list where there is no driver.
+
+    The order is that of bus addresses, or of CUDA_VISIBLE_DEVICES. It is NVML's own, and torch's with
+    CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
     try:
         import pynvml
 
@@ -23,15 +26,15 @@ def _of_gpus(question: Callable[[Any, Any], Any]) -> list[Any]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
             by_uuid = {str(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
-            named = [word.strip() for word in visible.split(",") if word.strip()]
-            handles = [handles[int(word)] if word.isdigit() else by_uuid[word] for word in named]
+            names = [name.strip() for name in visible.split(",") if name.strip()]
+            handles = [handles[int(name)] if name.isdigit() else by_uuid[name] for name in names]
         return [question(pynvml, handle) for handle in handles]
     except Exception:  # no driver, no library, or neither: NVML has many ways to say so
         return []
 
 
 def gpu_names() -> list[str]:
-    """The NVIDIA GPUs that this process may use, as torch calls them; none where there is no driver."""
+    """Names of the NVIDIA GPUs that this process may use, as torch calls them, by bus address."""
     return [str(name) for name in _of_gpus(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))]
 
 
@@ -46,15 +49,15 @@ def gpu_memory_bytes() -> list[int]:
 
 
 def gpu_processes(uuid: str) -> list[int]:
-    """The processes that compute on one GPU now."""
-    found = _of_gpus(
+    """Numbers of the processes that compute on the GPU with this UUID now."""
+    pids_of_each = _of_gpus(
         lambda nvml, gpu: (
             [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
             if str(nvml.nvmlDeviceGetUUID(gpu)) == uuid
             else []
         )
     )
-    return [pid for pids in found for pid in pids]
+    return [pid for pids in pids_of_each for pid in pids]
 
 
 def driver_version() -> str | None:
@@ -76,7 +79,7 @@ class Health:
 
 
 class Sensors:
-    """NVML's view of the GPU with this UUID; every reading is None where there is no NVML, or no UUID."""
+    """Readings of the GPU with this UUID through NVML; all are None where there is no NVML, or no UUID."""
 
     def __init__(self, uuid: str | None) -> None:
         self.driver_version: str | None = None
@@ -97,14 +100,14 @@ class Sensors:
             self._handle = None
 
     def read(self) -> Health:
-        """The state right now."""
+        """The GPU's state now."""
         nvml = self._nvml
         if self._handle is None:
             return Health(None, None, None, None, None, None)
         processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses) or []
         own = [p for p in processes if p.pid == os.getpid()]
         if not own and len(processes) == 1:
-            own = processes  # in a container the driver knows us by another number
+            own = processes  # in a container the driver gives this process another number
         power = self._ask(nvml.nvmlDeviceGetPowerUsage)
         reasons = self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons)
         slowdowns = (

@@ -1,7 +1,7 @@
-"""The environment that a row is of: what would have to be the same for it to be measured the same again.
+"""Where a row comes from: the machine and software that a measurement depends on, and their fingerprint.
 
-A fingerprint of the machine's processor, accelerators and driver, of the versions of the stack, and of the
-code that a trial runs. The door works it out without torch; `resume=auto` compares it.
+The fingerprint covers processor, accelerators, driver, the versions of the libraries, and the code that a
+trial runs. `resume=auto` compares it. Must not import torch: doors ask.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from pathlib import Path
 from typing import Any
 
 from bench import paths
-from bench.machine import host, nvml, provenance
+from bench.machine import host, nvml
 from bench.paths import ROOT
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy")
 
 _IMPORT = re.compile(
     r"^\s*(?:from (bench[\w.]*) import ([^\n(]+|\([^)]*\))|import (bench[\w.]*))", re.MULTILINE
 )
-
-
 _WORKER = "bench.processes.worker"
 
 
 def fingerprint(cores: int) -> str:
-    """Hash of this environment (16 hex digits).
+    """Hash of this machine, its software and this project's code (16 hex digits).
 
     Args:
-        cores: of the processor, that a trial may use.
+        cores: how many of the processor a trial may use.
     """
     return hashlib.sha256(json.dumps(parts(cores), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parts(cores: int) -> dict[str, Any]:
-    """What is in the fingerprint, by name; host and commit are not: others may be just like them."""
-    software = provenance.software()
-    names = ("python_version", *(f"{package}_version" for package in provenance.PACKAGES))
+    """What the fingerprint covers, by name. Not host and commit: others may be equal in all that counts."""
+    versions = software()
+    names = ("python_version", *(f"{package}_version" for package in PACKAGES))
     return {
-        **{name: software[name] for name in names},
+        **{name: versions[name] for name in names},
         "processor": host.cpu_name(),
         "cores": cores,
         "accelerators": nvml.gpu_names(),
@@ -54,7 +54,7 @@ def parts(cores: int) -> dict[str, Any]:
 
 @cache
 def code_of(module: str) -> str:
-    """Hash of the source of `module` and of all that it imports of this project."""
+    """Hash of the files of `sources(module)`."""
     digest = hashlib.sha256()
     for path in sorted(sources(module)):
         digest.update(path.read_bytes())
@@ -63,26 +63,25 @@ def code_of(module: str) -> str:
 
 def sources(module: str) -> set[Path]:
     """The files of `module` and of all that it imports of this project, directly or not."""
-    found: set[Path] = set()
-    ahead = [module]
-    while ahead:
-        path = _file(ahead.pop())
-        if path is None or path in found:
+    files: set[Path] = set()
+    to_read = [module]
+    while to_read:
+        path = _file(to_read.pop())
+        if path is None or path in files:
             continue
-        found.add(path)
+        files.add(path)
         for package, names, plain in _IMPORT.findall(path.read_text()):
-            inside = [f"{package}.{name.split(' as ')[0].strip()}" for name in names.strip("()").split(",")]
-            ahead += [plain or package, *(inside if package else [])]
-    return found
+            members = [
+                f"{package}.{name.split(' as ')[0].strip()}" for name in names.strip("()").split(",")
+            ]
+            to_read += [plain or package, *(members if package else [])]
+    return files
 
 
 def _file(module: str) -> Path | None:
     base = paths.ROOT.joinpath(*module.split("."))
     choices = (base.with_suffix(".py"), base / "__init__.py")
     return next((path for path in choices if path.is_file()), None)
-
-
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy")
 
 
 def _git(*arguments: str) -> str | None:
@@ -101,7 +100,7 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def software() -> dict[str, Any]:
-    """Versions, commit and host name (hashed); null where unknown."""
+    """Versions of Python and the libraries, the commit, and the host name (hashed); null where unknown."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

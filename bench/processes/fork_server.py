@@ -1,4 +1,8 @@
-"""The fork server: one for the life of this process, which has imported the stack and touched no device."""
+"""The fork server: one for the life of this process, from which each rank of each trial is forked.
+
+It has imported all libraries (`preload.py`) and touched no device. Owns its start, its end, and what it and
+its children inherit. Nothing here may import torch: only the server does.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from bench.paths import ROOT
 
 
 def start_fork_server(log: Path) -> None:
-    """Sees to it that there is a fork server; if there is none yet, what it prints goes to `log`."""
+    """Starts the fork server if there is none yet; what it prints goes to `log`."""
     _name_main()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["bench.processes.preload"])
     with _server_environment(log):
@@ -22,7 +26,7 @@ def start_fork_server(log: Path) -> None:
 
 
 def _name_main() -> None:
-    """A child is told where its parent's main module is from; IPython's and execnet's do not say."""
+    """multiprocessing reads `__spec__` of the main module, which those of IPython and execnet lack."""
     main = sys.modules["__main__"]
     if not hasattr(main, "__spec__"):
         main.__spec__ = None
@@ -34,15 +38,15 @@ def stop_fork_server() -> None:
 
 
 def fork_server_pid() -> int | None:
-    """Its number; None if there is none yet."""
+    """The process number of the fork server; None if there is none yet."""
     number: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return number
 
 
 @contextmanager
 def default_start_method(method: str) -> Iterator[None]:
-    """A child is told its parent's default start method, and does not start if that is one that only the
-    parent knows (a joblib worker's is loky)."""
+    """Makes `method` the default start method while entered: a child is told its parent's default, and does
+    not start if only the parent knows that method (in a worker of joblib it is loky)."""
     _name_main()
     default = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(method, force=True)
@@ -54,7 +58,7 @@ def default_start_method(method: str) -> Iterator[None]:
 
 @contextmanager
 def _server_environment(log: Path) -> Iterator[None]:
-    """What the fork server inherits: where this package lies, and a log instead of the screen."""
+    """While entered: PYTHONPATH and stderr as the fork server is to inherit them; stderr is the log."""
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # see preload.py

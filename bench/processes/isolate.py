@@ -1,10 +1,10 @@
-"""A fresh process for each rank of each trial, and a verdict on how it ended.
+"""A fresh process for each rank of each trial, and the outcome of how they ended.
 
-A fork server (one for the life of this process) has imported the stack and nothing more: it never
-initialises a device, so each worker it forks starts clean in half a second instead of six. A worker
-leads its own process group and asks the kernel to die with its parent, so that nothing outlives the
-sweep, whichever way the sweep ends. The parent sleeps in one system call while a trial runs; it must not
-take time from what is being timed.
+In: a Trial. Out: an Outcome, whatever the trial does. A fork server (one for the life of this process) has
+imported the libraries and nothing more: it never initialises a device, so each worker that it forks starts
+clean, in half a second instead of six. A worker leads its own process group and asks the kernel to end it
+with its parent, so that nothing outlives the sweep, whichever way the sweep ends. The parent sleeps in one
+system call while a trial runs: it must not take time from what is being timed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bench.trial.columns import Hardware
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
 
-_GRACE_SECONDS = 2.0  # for the other ranks to tell their side before they are ended
+_GRACE_SECONDS = 2.0  # for the other ranks to report too, before they are ended
 
 
 def run_isolated(
@@ -47,16 +47,16 @@ def run_isolated(
     lease: Lease | None = None,
     nodes: Nodes = ALONE,
 ) -> Outcome:
-    """Executes `trial` in fresh processes, one for each rank, and waits for the verdict.
+    """Executes `trial` in fresh processes, one for each rank, and waits until all have ended.
 
     Args:
         trial: what to execute.
-        log: where everything the libraries print goes; ranks above 0 add their number to the name.
+        log: the file that takes what the libraries print; ranks above 0 add their number to its name.
         timeout_seconds: after which all ranks are ended.
-        on_stage: told what the first rank does, as it changes.
-        start_method: forkserver, or spawn to see what the fork server saves.
+        on_stage: called with what the first rank does, when that changes.
+        start_method: forkserver; or spawn, which imports all libraries anew in each process.
         lease: the cores and GPUs to use; default: those that this process may use.
-        nodes: the machines of the allocation; each calls this, and the first gets the outcome of all ranks.
+        nodes: the machines of the allocation; each calls this, and the first gets all ranks' outcome.
 
     Raises:
         KeyboardInterrupt: passed on, with every rank ended.
@@ -67,7 +67,7 @@ def run_isolated(
     launch = _Launch(trial, log, started + timeout_seconds, on_stage, start_method, lease, nodes)
     workers, in_time = _execute(launch)
     if any(w.last_word == "poisoned" for w in workers):
-        # Some library initialised the device in the server: slower, but right.
+        # Some library initialised the device in the fork server; spawned processes are slower, but right.
         workers, in_time = _execute(replace(launch, start_method="spawn"))
     status, reason, text = verdict(workers, in_time, timeout_seconds, kills_before)
     outcome = Outcome(
@@ -83,7 +83,7 @@ def run_isolated(
 
 @dataclass(frozen=True)
 class _Launch:
-    """How the ranks of one trial are started and until when they may run; as of `run_isolated`."""
+    """How the ranks of one trial are started, and until when they may run (`time.monotonic`)."""
 
     trial: Trial
     log: Path
@@ -95,7 +95,7 @@ class _Launch:
 
 
 def _execute(launch: _Launch) -> tuple[list[Worker], bool]:
-    """Starts all ranks and stays until none is left; whether they ended before the deadline."""
+    """Starts all ranks and waits for them; the workers, and whether they ended before the deadline."""
     with tempfile.TemporaryDirectory(prefix="bench-") as meeting_place:
         workers: list[Worker] = []
         try:
@@ -107,7 +107,7 @@ def _execute(launch: _Launch) -> tuple[list[Worker], bool]:
 
 
 def _start(workers: list[Worker], launch: _Launch, seats: list[Seat]) -> None:
-    """Adds a worker for each rank, so that those already started can be ended if one cannot be."""
+    """Adds a worker for each rank to `workers`; if one cannot start, the caller ends those before it."""
     context: Any = multiprocessing.get_context(launch.start_method)
     log = launch.log
     if launch.start_method == "forkserver":
@@ -125,20 +125,20 @@ def _start(workers: list[Worker], launch: _Launch, seats: list[Seat]) -> None:
 
 
 def _enter(connection: Connection, trial: Trial, seat: Seat, log: str, lease: Lease | None = None) -> None:
-    """The worker's first steps: its own group, its end tied to ours, its voice in the log."""
+    """A worker's main function: own group, an end tied to its parent's, output to the log."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    # The server lives as long as anyone holds this; a worker must not keep it alive.
+    # The fork server lives as long as any process holds this open; a worker must not keep it alive.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
     if lease is not None:
-        _keep_to(lease)
+        _restrict_to(lease)
     try:
         from bench.processes.preload import poisoned
         from bench.processes.worker import run_rank
@@ -151,14 +151,14 @@ def _enter(connection: Connection, trial: Trial, seat: Seat, log: str, lease: Le
         connection.send(("poisoned", {}))
         return
     run_rank(trial, seat, lambda kind, payload: connection.send((kind, payload)))
-    # Nothing is worth tidying in a process that has said its last word; exit handlers can hang.
+    # The process has sent its last message and has nothing to clean up; exit handlers can hang.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def _keep_to(lease: Lease) -> None:
-    """This process sees no more than was leased; no device has been touched yet."""
+def _restrict_to(lease: Lease) -> None:
+    """Lets this process use only what was leased; it has touched no device yet."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, lease.cores)
     if lease.gpus is not None:
@@ -166,30 +166,30 @@ def _keep_to(lease: Lease) -> None:
 
 
 def _attend(workers: list[Worker], deadline: float, on_stage: Callable[[str], None]) -> bool:
-    """Listens until every rank has ended, or one has failed and the others had their say.
+    """Reads messages until every rank has ended, or one has failed and the others had time to report.
 
     Returns:
         Whether that was before the deadline.
     """
-    told = ""
+    shown_stage = ""
     while pending := [w for w in workers if not w.ended]:
-        left = deadline - time.monotonic()
-        ready = wait([w.connection for w in pending], timeout=max(0.0, left))
+        seconds_left = deadline - time.monotonic()
+        ready = wait([w.connection for w in pending], timeout=max(0.0, seconds_left))
         if not ready:
             return time.monotonic() < deadline or any(failed(w) for w in workers)
         for worker in pending:
             if worker.connection in ready:
                 worker.read()
-        if workers[0].stage != told:
-            told = workers[0].stage
-            on_stage(told)
+        if workers[0].stage != shown_stage:
+            shown_stage = workers[0].stage
+            on_stage(shown_stage)
         if any(failed(w) for w in workers):
             deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
     return True
 
 
 def _end(workers: list[Worker]) -> None:
-    """No process survives; after a last word, a moment to leave by itself."""
+    """Ends every worker; one that has sent its last message gets a moment to leave by itself."""
     for worker in workers:
         if worker.last_word is not None or worker.closed:
             worker.process.join(timeout=_GRACE_SECONDS)

@@ -1,8 +1,9 @@
 """The machines that the ranks of a trial are spread over: one, unless a launcher started a task on several.
 
-With one task on each node of an allocation, each executes the same job. It starts its share of the ranks,
-which meet where torchrun's would (a store at MASTER_ADDR:MASTER_PORT, served by rank 0). The first node's
-task writes the row; the others hand it what their ranks found out, as a file beside the sweep's logs.
+With one task on each node of an allocation, all tasks execute the same job. Each starts its share of the
+ranks, which meet where torchrun's would (a store at MASTER_ADDR:MASTER_PORT, served by rank 0). The first
+node's task writes the row; each other task writes its Outcome to a file beside the sweep's logs, which the
+first one reads.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from bench.trial.outcome import Outcome
 
 _LATE_SECONDS = 60.0  # nodes do not end at the same instant, and file systems take their time
-_TOGETHER_SECONDS = 5.0  # what happens within these, on several nodes, has one cause
+_TOGETHER_SECONDS = 5.0  # what happens on several nodes within these has one cause
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where one rank of a trial sits, and where it meets the others (a URL for torch.distributed)."""
+    """Which rank of a trial a process is, and where it meets the others (a URL for torch.distributed)."""
 
     rank: int
     local_rank: int
@@ -32,7 +33,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class Nodes:
-    """How many machines, which of them this is, and where ranks meet. `attempt` tells restarts apart."""
+    """How many machines there are, which one this is, where ranks meet, and which restart of the job."""
 
     count: int = 1
     index: int = 0
@@ -40,20 +41,21 @@ class Nodes:
     attempt: str = "0"
 
     def seats(self, ranks: int, meeting_place: Path) -> list[Seat]:
-        """Of the ranks that are on this machine.
+        """The seats of the ranks on this machine.
 
         Args:
-            ranks: of the trial.
-            meeting_place: a folder of this trial's own, used where its ranks are on one machine.
+            ranks: how many the trial has.
+            meeting_place: a folder of this trial's own, where ranks meet if they are all on one machine.
         """
         if not self.spread(ranks):
-            where = f"file://{meeting_place / 'rendezvous'}"
-            return [Seat(rank, rank, ranks, where) for rank in range(ranks)]
-        where, here = f"tcp://{self.address}", ranks // self.count
-        return [Seat(self.index * here + local, local, here, where) for local in range(here)]
+            rendezvous = f"file://{meeting_place / 'rendezvous'}"
+            return [Seat(rank, rank, ranks, rendezvous) for rank in range(ranks)]
+        rendezvous, local_ranks = f"tcp://{self.address}", ranks // self.count
+        first = self.index * local_ranks
+        return [Seat(first + local, local, local_ranks, rendezvous) for local in range(local_ranks)]
 
     def spread(self, ranks: int) -> bool:
-        """Whether a trial of so many ranks is on all these machines, evenly; else it is on the first."""
+        """Whether so many ranks are divided evenly over all machines; else the first has all of them."""
         return self.count > 1 and ranks % self.count == 0
 
 
@@ -61,7 +63,7 @@ ALONE = Nodes()
 
 
 def gather_outcomes(own: Outcome, nodes: Nodes, log: Path) -> Outcome:
-    """On the first node the outcome over all ranks; the others hand it theirs, and have their own."""
+    """On the first node, the outcome over all nodes' ranks; on any other `own`, written for the first."""
     if nodes.index:
         target = _file(nodes.index, nodes, log)
         hidden = target.with_name(f".{target.name}")
@@ -72,11 +74,11 @@ def gather_outcomes(own: Outcome, nodes: Nodes, log: Path) -> Outcome:
 
 
 def _outcome_of(index: int, own: Outcome, nodes: Nodes, log: Path) -> Outcome:
-    """What another node wrote down for the first one; an error if it has not within a minute."""
+    """The outcome that node `index` wrote; an error if it writes none in time."""
     path = _file(index, nodes, log)
-    until = time.monotonic() + _LATE_SECONDS
-    while path not in path.parent.iterdir():  # which looks the folder up anew, over NFS too
-        if time.monotonic() > until:
+    deadline = time.monotonic() + _LATE_SECONDS
+    while path not in path.parent.iterdir():  # listing the folder looks it up anew, over NFS too
+        if time.monotonic() > deadline:
             reason = f"node {index} of {nodes.count} has not told how its ranks ended"
             return replace(own, status="error", reason=reason, traceback=None, ranks=[])
         time.sleep(0.2)
@@ -86,6 +88,7 @@ def _outcome_of(index: int, own: Outcome, nodes: Nodes, log: Path) -> Outcome:
 
 
 def _merged(outcomes: list[Outcome]) -> Outcome:
+    """The most informative outcome, with the ranks of all."""
     most_informative = min(outcomes, key=lambda outcome: _informativeness(outcome, outcomes))
     return replace(
         most_informative,

@@ -1,13 +1,13 @@
-"""Imported by the fork server, once, before any trial: the whole stack, with no device touched.
+"""Imported by the fork server, once, before any trial: imports all libraries and touches no device.
 
 A process that has initialised CUDA cannot fork children that use it, and bitsandbytes does initialise it on
-import: it asks torch for the compute capability to pick its kernels. So, while it is imported, that one
-question is answered by NVML, which needs no CUDA; and PYTORCH_NVML_BASED_CUDA_CHECK=1 (set by the parent)
+import: it asks torch for the compute capability to choose its kernels. So, while bitsandbytes is imported,
+NVML answers that one question, which needs no CUDA; and PYTORCH_NVML_BASED_CUDA_CHECK=1 (set by the parent)
 makes torch.cuda.is_available() ask NVML too. Should some other library touch the device all the same,
-`poisoned` says so in the forked worker, and the parent starts workers from scratch instead.
+`poisoned` says so in the forked worker, and the parent spawns new processes instead.
 
-What is imported here is there for good: it is set apart from the garbage collector, so that a trial's
-collections walk what the trial made and not a million objects of the libraries.
+What is imported here stays until the process ends. The garbage collector is told to ignore it, so that a
+trial's collections walk what the trial made and not a million objects of the libraries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 
 def _capability_by_nvml(device: Any = None) -> tuple[int, int]:
-    """torch.cuda.get_device_capability without CUDA."""
+    """What torch.cuda.get_device_capability returns, without CUDA."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -33,17 +33,18 @@ def _capability_by_nvml(device: Any = None) -> tuple[int, int]:
 
 @contextmanager
 def _device_untouched() -> Iterator[None]:
-    ask = torch.cuda.get_device_capability
+    """While entered, asking for the compute capability does not initialise CUDA."""
+    original = torch.cuda.get_device_capability
     if torch.version.cuda is not None and torch.cuda.is_available():
         torch.cuda.get_device_capability = _capability_by_nvml
     try:
         yield
     finally:
-        torch.cuda.get_device_capability = ask
+        torch.cuda.get_device_capability = original
 
 
 def poisoned() -> bool:
-    """In a forked worker: whether its server had initialised CUDA, so that this process cannot."""
+    """In a forked worker: whether the fork server had initialised CUDA, so that this process cannot."""
     return bool(torch.cuda._is_in_bad_fork())
 
 

@@ -1,4 +1,8 @@
-"""The ranks of a trial as their parent sees them, and the verdict on how they ended."""
+"""The ranks of a trial as their parent sees them, and how the trial ended.
+
+In: messages of `worker.py`, exit codes, the kernel's count of processes that it ended. Out: a status, a
+reason and a traceback.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +32,17 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to hear from it."""
+        """Whether no further message of it will come."""
         return self.last_word is not None or self.closed
 
     @property
     def columns(self) -> Columns:
-        """What it reported, as far as it came."""
-        return cast(Columns, self.payload if self.last_word == "ok" else self.payload.get("columns", {}))
+        """The columns that it reported; if it failed, those that it had filled until then."""
+        columns = self.payload if self.last_word == "ok" else self.payload.get("columns", {})
+        return cast(Columns, columns)
 
     def read(self) -> None:
-        """Takes one message; the end of the stream means that the process is gone."""
+        """Receives one message; the end of the stream means that the process is gone."""
         try:
             kind, payload = self.connection.recv()
         except (EOFError, OSError):
@@ -52,15 +57,18 @@ class Worker:
 
 
 def failed(worker: Worker) -> bool:
-    """Whether it has ended, and not well."""
+    """Whether the worker has ended in any way but `ok` or `skipped`."""
     return worker.ended and worker.last_word not in ("ok", "skipped")
 
 
 def verdict(
     workers: list[Worker], in_time: bool, timeout_seconds: float, kills_before: int
 ) -> tuple[str, str | None, str | None]:
-    """Status, reason and traceback. Of several ranks' stories the most telling one counts: a rank that
-    loses its peer complains about the network, the peer that ran out of memory knows why."""
+    """Status, reason and traceback of the trial: those of the rank that says most about the cause.
+
+    A rank that loses its peer reports an error of the network; the peer that ran out of memory, or was
+    killed, is the cause.
+    """
     words = {w.last_word for w in workers}
     if words == {"ok"}:
         return "ok", None, None
@@ -81,6 +89,7 @@ def verdict(
 
 
 def _death(worker: Worker, who: str, kills_before: int) -> tuple[str, str, None]:
+    """Status, reason and no traceback, of a process that ended without a last message."""
     code = worker.process.exitcode
     if code == -signal.SIGKILL and host_oom_kills() > kills_before:
         return "oom", f"{who} was ended by the kernel at '{worker.stage}': the host ran out of memory", None
@@ -91,7 +100,7 @@ def _death(worker: Worker, who: str, kills_before: int) -> tuple[str, str, None]
 
 
 def host_oom_kills() -> int:
-    """How many processes the kernel has ended for want of memory, of this machine or control group."""
+    """How many processes of this machine or control group the kernel has ended because memory ran out."""
     total = 0
     sources = (
         ("/proc/vmstat", "oom_kill"),

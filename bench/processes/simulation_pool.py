@@ -1,4 +1,7 @@
-"""Many simulations at once: a process for each core, forked from a server that has imported the stack."""
+"""Many simulations at once: a process for each core, forked from the fork server.
+
+In: trials. Out: a `Simulation` of each. For doors that predict many trials and measure none.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from bench.trial.spec import Trial
 
 
 class Simulator:
-    """Simulates trials, for CUDA if nothing else is said; to be entered."""
+    """Simulates trials, each once, for CUDA if no other platform is named; a context manager."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -37,11 +40,11 @@ class Simulator:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def _processes(self) -> ProcessPoolExecutor:
-        """The pool, started when the first trial comes: the server imports the stack for some seconds."""
+        """The pool, started for the first trial: the fork server needs seconds to import all libraries."""
         if self._pool is None:
             fork_server.start_fork_server(Path(os.devnull))
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(len(cores()), context, _quietly)
+            self._pool = ProcessPoolExecutor(len(cores()), context, _set_up_process)
         return self._pool
 
     def __call__(self, trials: list[Trial]) -> list[Simulation]:
@@ -52,20 +55,20 @@ class Simulator:
             ValueError: a technique cannot be applied to it.
         """
         new = {t.trial_id: t for t in trials if t.trial_id not in self._known}
-        done = self._processes().map(_simulated, new.values()) if new else iter(())
+        results = self._processes().map(_simulated, new.values()) if new else iter(())
         console = Console(stderr=True)
         hidden = not new or not console.is_terminal
-        shown = track(done, "simulating", len(new), console=console, transient=True, disable=hidden)
-        self._known |= dict(zip(new, shown, strict=True))
+        tracked = track(results, "simulating", len(new), console=console, transient=True, disable=hidden)
+        self._known |= dict(zip(new, tracked, strict=True))
         return [self._known[trial.trial_id] for trial in trials]
 
     def begin(self, trial: Trial, platform: Platform) -> Future[Simulation]:
-        """Simulates one trial while something else goes on."""
+        """Starts to simulate one trial, and returns at once."""
         return self._processes().submit(_simulated, trial, platform)
 
 
-def _quietly() -> None:
-    """In a worker: one thread, and no library's remarks between the lines of a table."""
+def _set_up_process() -> None:
+    """In each process of the pool: one thread, and no warnings, which would break into a door's table."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""Inside the fresh process: one rank of one trial, from a Trial to messages for the parent.
+"""Inside the fresh process: executes one rank of one trial.
 
-A message is a pair (kind, payload): `device` with what the trial runs on, `stage` as each stage begins,
-and one last word: `ok`, `skipped`, `oom` or `error`. Importing this module imports the whole stack and
-touches no device; the fork server does it once for all trials.
+In: a Trial and a Seat. Out: messages for the parent, pairs (kind, payload): `device` with what the trial
+runs on, `stage` as each stage begins, and one last message: `ok`, `skipped`, `oom` or `error`. Importing
+this module imports all libraries and touches no device; the fork server does it once for all trials.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Send = Callable[[str, Any], None]
 
 
 def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
-    """Executes one rank of `trial` and reports; raises nothing.
+    """Executes one rank of `trial` and reports what came of it; raises nothing.
 
     Args:
         trial: what to execute.
@@ -55,10 +55,10 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
             send("skipped", {"reason": reason})
             return
         device = accelerator.resolve(trial.device, seat.local_rank)
-        columns["threads"] = _settle(trial, device, seat.local_ranks)
+        columns["threads"] = _set_up(trial, device, seat.local_ranks)
         send("device", hardware(device))
         if trial.fsdp.name != "off":
-            _join(trial, device, seat)
+            _join_process_group(trial, device, seat)
         started = time.perf_counter()
         measure(trial, device, seat.rank, columns, lambda stage: send("stage", stage))
         columns["working_seconds"] = time.perf_counter() - started
@@ -73,7 +73,7 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
 
 
 def _simulate(trial: Trial, columns: Columns, send: Send) -> None:
-    """method=simulate: no device is touched, whichever one the trial is about."""
+    """Simulates the trial; touches no device, whichever one the trial is about."""
     kind = trial.device.partition(":")[0]
     platform = platform_of(accelerator.resolve("auto").type if kind == "auto" else kind)
     reason = skip_reason(trial, platform, device_count=0)
@@ -89,15 +89,16 @@ def _simulate(trial: Trial, columns: Columns, send: Send) -> None:
 
 
 def _last_word(error: BaseException, device: torch.device, columns: Columns) -> tuple[str, dict[str, Any]]:
+    """The last message of a rank that failed; on an accelerator that ran out of memory, with its peaks."""
     text = "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError, ValueError):  # a full disk; what was never text
+    with contextlib.suppress(OSError, ValueError):  # the disk is full, or the text cannot be encoded
         print(text, file=sys.stderr, flush=True)
-    ran_out, asked = accelerator.out_of_memory(error)
-    found = accelerator.counters(device) if ran_out else None
-    if found is not None:
-        columns["peak_allocated_bytes"] = found.peak_allocated
-        columns["peak_reserved_bytes"] = found.peak_reserved
-    columns["oom_requested_bytes"] = asked
+    ran_out, requested_bytes = accelerator.out_of_memory(error)
+    counters = accelerator.counters(device) if ran_out else None
+    if counters is not None:
+        columns["peak_allocated_bytes"] = counters.peak_allocated
+        columns["peak_reserved_bytes"] = counters.peak_reserved
+    columns["oom_requested_bytes"] = requested_bytes
     return ("oom" if ran_out else "error"), {
         "reason": in_one_line(error),
         "traceback": text,
@@ -105,21 +106,21 @@ def _last_word(error: BaseException, device: torch.device, columns: Columns) -> 
     }
 
 
-def _settle(trial: Trial, device: torch.device, local_ranks: int) -> int:
-    """Threads, whose number it returns, and the device with its pretended size."""
+def _set_up(trial: Trial, device: torch.device, local_ranks: int) -> int:
+    """Sets the device, its memory limit if there is one, and the number of threads, which it returns."""
     torch.set_num_threads(trial.threads or max(1, len(cores()) // local_ranks))
     accelerator.activate(device, trial.memory_limit_bytes)
     if device.type == "cpu" and trial.memory_limit_bytes is not None:
-        torch.ones(1 << 20).sum()  # the thread pool's stacks exist before the limit counts
-        held = process_bytes("VmData")  # what RLIMIT_DATA counts: private writable memory
-        if held is None:
+        torch.ones(1 << 20).sum()  # so that the thread pool's stacks exist before the limit counts
+        data_bytes = process_bytes("VmData")  # what RLIMIT_DATA counts: private writable memory
+        if data_bytes is None:
             raise OSError("memory_limit_bytes on a CPU needs /proc/self/status, which this system lacks")
-        resource.setrlimit(resource.RLIMIT_DATA, (held + trial.memory_limit_bytes,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + trial.memory_limit_bytes,) * 2)
     return torch.get_num_threads()
 
 
-def _join(trial: Trial, device: torch.device, seat: Seat) -> None:
-    """The trial's process group. On one machine over a file: no port to collide on, no host to resolve."""
+def _join_process_group(trial: Trial, device: torch.device, seat: Seat) -> None:
+    """Joins the trial's process group. Ranks of one machine meet over a file: no port, no host name."""
     if seat.rendezvous.startswith("file:"):
         loopback = "lo" if sys.platform == "linux" else "lo0"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)

@@ -2,8 +2,8 @@
 
 The door enters a `SweepContext` and Hydra calls the job, which gets nothing but a config: `current` is how
 the job finds the context. A process that a launcher started has a context of its own, without a display.
-Owns the sweep's display, its request to stop, the nodes that it runs on, what a dry run planned and which
-trials were lost.
+Owns the sweep's display, its request to stop, the nodes that it runs on, what a dry run planned, and which
+trials left no row.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class SweepContext:
     lost: list[str] = field(default_factory=list)
 
     def add_planned(self, line: Line, plan: Planned) -> None:
-        """What a dry run found out about a trial, in place of its row."""
+        """Keeps what a dry run found out about a trial, which gets no row."""
         self.planned.append(plan)
         self.display.drop(line)
 
     def add_lost(self, number: int, label: str, reason: str) -> None:
-        """Trial `number` (from 0), under a launcher of jobs elsewhere, left no row, and why."""
+        """Notes that the job of trial `number` (from 0), which a launcher started, left no row, and why."""
         self.lost.append(f"trial {number + 1}: {label or '(defaults)'}: {reason}")
         self.display.done += 1
         self.display.print_line(f"Lost {self.lost[-1]}", style="red")
@@ -58,7 +58,8 @@ def entered(context: SweepContext) -> Iterator[SweepContext]:
 
 
 def current() -> SweepContext:
-    """The context that the door entered; in a launcher's own process, that process' own."""
+    """The context that the door entered. A process that a launcher started has none yet, and gets a new
+    one."""
     try:
         return _current.get()
     except LookupError:

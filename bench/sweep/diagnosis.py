@@ -1,4 +1,7 @@
-"""What the doctor looks at: an installation, then a folder of results. Nothing here changes anything."""
+"""What `bench/doctor.py` checks: an installation, then a folder of results. Nothing here changes anything.
+
+In: a folder of results. Out: `Finding`s, one by one. Must not import torch, whose absence it reports.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ from bench.sweep import resume
 from bench.sweep.progress import console
 from bench.trial.outcome import FINISHED
 
-_LITTLE_ROOM_BYTES = 100 * 2**20
+_LEAST_FREE_BYTES = 100 * 2**20
 _BRIEF = ("timing.min_steps=2", "timing.max_steps=2", "timing.warmup_steps=1")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what, what was found, and what to do about it (None: it is well)."""
+    """One check: what was checked, what was found, and what to do about it (None: nothing)."""
 
     what: str
     found: str
@@ -54,11 +57,11 @@ def show(finding: Finding) -> None:
 
 
 def findings(results_dir: Path, *, trial: bool) -> Iterator[Finding]:
-    """Everything, one by one, as it is found.
+    """The finding of each check, as soon as it is known.
 
     Args:
         results_dir: a folder of results; one that is not there is no fault.
-        trial: whether to execute one too (some seconds).
+        trial: whether to execute a trial too (some seconds).
     """
     yield from _packages()
     yield _devices()
@@ -68,10 +71,10 @@ def findings(results_dir: Path, *, trial: bool) -> Iterator[Finding]:
     if not (results_dir / "trials").is_dir():
         yield Finding("results", f"{results_dir} holds no rows yet")
         return
-    yield _room(results_dir)
+    yield _disk_space(results_dir)
     rows, foreign = _read(results_dir)
-    yield _foreign(foreign)
-    yield _abandoned(results_dir)
+    yield _foreign_files(foreign)
+    yield _abandoned_files(results_dir)
     yield from _rows(rows)
 
 
@@ -95,13 +98,13 @@ def _packages() -> Iterator[Finding]:
 def _devices() -> Finding:
     names = nvml.gpu_names()
     driver = nvml.driver_version()
-    here = f"{host.cpu_name()}, {len(host.cores())} cores"
+    cpu = f"{host.cpu_name()}, {len(host.cores())} cores"
     if not names:
-        return Finding("devices", f"CPU ({here}); no NVIDIA GPU that NVML knows of")
+        return Finding("devices", f"CPU ({cpu}); no NVIDIA GPU that NVML knows of")
     if "+cpu" in metadata.version("torch"):
         remedy = "this torch is built for the CPU alone: install the one for CUDA"
         return Finding("devices", f"{', '.join(names)}, driver {driver}", remedy)
-    return Finding("devices", f"{', '.join(names)}, driver {driver}; CPU ({here})")
+    return Finding("devices", f"{', '.join(names)}, driver {driver}; CPU ({cpu})")
 
 
 def _leases() -> Finding:
@@ -113,36 +116,37 @@ def _leases() -> Finding:
 
 
 def _trial() -> Finding:
-    """The fork server, the stack, bitsandbytes' compiled part and a quantised step, at one go."""
-    asked = trial_from([*_BRIEF, "precision=int8", "lora=on", "device=auto"])
+    """Executes a short trial, which needs the fork server, all libraries, bitsandbytes' compiled part and a
+    quantised step."""
+    trial = trial_from([*_BRIEF, "precision=int8", "lora=on", "device=auto"])
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        outcome = isolate.run_isolated(asked, log=Path(folder) / "log", timeout_seconds=300)
+        outcome = isolate.run_isolated(trial, log=Path(folder) / "log", timeout_seconds=300)
     if outcome.status == "ok":
         return Finding("trial", f"int8 + LoRA trains on {outcome.hardware['device_name']}")
     remedy = "python bench/run.py precision=int8 lora=on, and read the log that it names"
     return Finding("trial", f"{outcome.status}: {outcome.reason}", remedy)
 
 
-def _room(results_dir: Path) -> Finding:
+def _disk_space(results_dir: Path) -> Finding:
     free = shutil.disk_usage(results_dir).free
     if not os.access(results_dir / "trials", os.W_OK):
         return Finding(
             "disk", f"{results_dir} cannot be written to", "give yourself the right to write there"
         )
-    enough = free > _LITTLE_ROOM_BYTES
+    enough = free > _LEAST_FREE_BYTES
     remedy = None if enough else "make room, or name another results_dir: rows and logs need some"
     return Finding("disk", f"{formatting.format_bytes(free)} free at {results_dir}", remedy)
 
 
 def _read(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows, and the names of files that hold none."""
+    """The rows, and the paths of files that are not rows of this project."""
     columns = ("trial_id", "replicate", "started_at", "status", "environment", "overrides")
     unreadable: dict[Path, str] = {}
     rows = store.records(results_dir, columns=columns, on_unreadable=unreadable.update)
     return rows, [str(path) for path in unreadable]
 
 
-def _foreign(names: list[str]) -> Finding:
+def _foreign_files(names: list[str]) -> Finding:
     if not names:
         return Finding("files", "every file in it is a row of this project")
     remedy = "move them away: readers pass over them, but plain pandas.read_parquet stops at them"
@@ -153,31 +157,31 @@ def _foreign(names: list[str]) -> Finding:
     )
 
 
-def _abandoned(results_dir: Path) -> Finding:
-    left = row_file.abandoned_files(results_dir)
-    if not left:
+def _abandoned_files(results_dir: Path) -> Finding:
+    abandoned = row_file.abandoned_files(results_dir)
+    if not abandoned:
         return Finding("places", "no killed sweep has left anything behind")
     return Finding(
         "places",
-        f"{formatting.count_of(len(left), 'hidden file')} of killed sweeps (the next one clears them)",
+        f"{formatting.count_of(len(abandoned), 'hidden file')} of killed sweeps (the next one clears them)",
     )
 
 
 def _rows(rows: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Statuses; what failed and has not been done since; what can no longer be told apart from new code."""
+    """Counts: the rows of each status, the trials that never finished, the rows of other environments."""
     counts = Counter(row["status"] for row in rows)
-    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    yield Finding("rows", f"{len(rows)}: {said}" if rows else "none")
+    by_status = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    yield Finding("rows", f"{len(rows)}: {by_status}" if rows else "none")
     failed = [row for row in resume.without_resolved_failures(rows) if row["status"] not in FINISHED]
     if failed:
         trials = {(row["trial_id"], row["replicate"]) for row in failed}
         remedy = f"run the sweep again, it retries these; the first alone: {failed[0]['overrides']}"
         yield Finding("failed", formatting.count_of(len(trials), "trial") + " never finished", remedy)
-    here = provenance.fingerprint(len(host.cores()))
-    other = sum(row["environment"] != here for row in rows)
-    if other:
+    environment = provenance.fingerprint(len(host.cores()))
+    of_others = sum(row["environment"] != environment for row in rows)
+    if of_others:
         yield Finding(
             "environment",
-            f"{formatting.count_of(other, 'row')} of another machine, stack or code: "
+            f"{formatting.count_of(of_others, 'row')} of another machine, stack or code: "
             "resume=auto runs those again",
         )

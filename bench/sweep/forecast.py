@@ -1,9 +1,8 @@
-"""What is to be expected of trials before they run: peak, whether the device can hold it, how long it
-takes.
+"""What to expect of a trial before it runs: its peak, whether the device can hold it, how long it takes.
 
-The peak is simulated for this machine's device, cuBLAS' workspaces on it included. It can be more than the
-device has (then the trial cannot fit) without the reverse being certain: the driver's own bytes and
-fragmentation come on top. Times are those of earlier rows of the same folder.
+The peak is simulated for this machine's device, with cuBLAS' workspaces. If it is more than the device has,
+the trial cannot fit. If it is less, the trial may still not fit: the driver's own bytes and fragmentation
+come on top. Times are those of earlier rows in the folder of results.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of one trial; bytes and seconds, None where nobody knows.
+    """What is expected of one trial; bytes and seconds, None where unknown.
 
     `status` and `reason` are the simulation's, which may find that the trial cannot exist.
     """
@@ -44,7 +43,7 @@ class Forecast:
         return self.peak_bytes is None or self.peak_bytes <= self.capacity_bytes
 
     def refusal(self) -> str:
-        """Why it is left out, in one sentence."""
+        """Why a trial that does not fit is skipped, in one sentence."""
         assert self.peak_bytes is not None
         return (
             f"predicted not to fit: the simulated peak is {formatting.format_bytes(self.peak_bytes)}, "
@@ -57,33 +56,33 @@ def forecast_trial(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
 
     Args:
         trial: what would be measured.
-        log: where the libraries' remarks go.
-        timeout_seconds: after which the simulation is given up.
+        log: the file that takes what the libraries print.
+        timeout_seconds: after which the simulation is ended.
     """
-    imagined = replace(trial, method="simulate")
-    outcome = isolate.run_isolated(imagined, log=log, timeout_seconds=timeout_seconds)
+    simulation = replace(trial, method="simulate")
+    outcome = isolate.run_isolated(simulation, log=log, timeout_seconds=timeout_seconds)
     peak = None
     if outcome.status == "ok":
         device_name = next(iter(_of_its_gpus(trial, nvml.gpu_names)), "")
-        simulated = outcome.ranks[0]["peak_allocated_bytes"] or 0
-        peak = simulated + gpu_catalogue.workspaces_bytes(device_name, trial)
+        tensor_bytes = outcome.ranks[0]["peak_allocated_bytes"] or 0
+        peak = tensor_bytes + gpu_catalogue.workspaces_bytes(device_name, trial)
     return Forecast(outcome.status, outcome.reason, peak, capacity_bytes(trial), outcome.wall_seconds)
 
 
 def _of_its_gpus(trial: Trial, ask: Callable[[], list[T]]) -> list[T]:
-    """What is answered for the GPUs that the trial would use here, the first of them first."""
+    """What `ask` answers for the GPUs from the trial's first one on; nothing if it would run on no GPU."""
     kind, _, index = trial.device.partition(":")
     return ask()[int(index or 0) :] if kind in ("auto", "cuda") else []
 
 
 def capacity_bytes(trial: Trial) -> int:
-    """Memory of the device that the trial would use here, or what it pretends to have."""
-    here = min(_of_its_gpus(trial, nvml.gpu_memory_bytes) or [host.host_memory_bytes()])
-    return here if trial.memory_limit_bytes is None else min(here, trial.memory_limit_bytes)
+    """Memory of the device that the trial would use here, at most its memory_limit_bytes."""
+    memory = min(_of_its_gpus(trial, nvml.gpu_memory_bytes) or [host.host_memory_bytes()])
+    return memory if trial.memory_limit_bytes is None else min(memory, trial.memory_limit_bytes)
 
 
 def expected_seconds(trial: Trial, results_dir: Path) -> float | None:
-    """Median of what this trial took before; of its model's trials, if it has no row; None without any."""
+    """Median of the seconds that this trial took before, else those of its model's trials, else None."""
     same_id, same_model = _times(results_dir)
     known = same_id.get(trial.trial_id) or same_model.get((trial.model.label, trial.method))
     return statistics.median(known) if known else None
@@ -91,6 +90,7 @@ def expected_seconds(trial: Trial, results_dir: Path) -> float | None:
 
 @cache
 def _times(results_dir: Path) -> tuple[dict[str, list[float]], dict[tuple[str, str], list[float]]]:
+    """Seconds of each row that ran to its end: by trial, and by model and method."""
     by_id: dict[str, list[float]] = {}
     by_model: dict[tuple[str, str], list[float]] = {}
     columns = ("trial_id", "started_at", "model", "method", "status", "wall_seconds")
@@ -123,12 +123,12 @@ class Planned:
 
 
 def plan_trial(trial: Trial, label: str, earlier: dict[str, Any] | None, results_dir: Path) -> Planned:
-    """One line of a dry run; what is only predicted, or has a row, is not simulated for it."""
+    """What a dry run says of a trial; only what would be measured, and has no row yet, is simulated."""
     if earlier:
         return Planned(label, earlier["status"], None, 0.0)
     seconds = expected_seconds(trial, results_dir)
     if trial.method != "measure":
         return Planned(label, None, None, seconds)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        found = forecast_trial(trial, Path(folder) / "log", 600.0)
-    return Planned(label, None, found, 0.0 if found.status == "skipped" else seconds)
+        forecast = forecast_trial(trial, Path(folder) / "log", 600.0)
+    return Planned(label, None, forecast, 0.0 if forecast.status == "skipped" else seconds)

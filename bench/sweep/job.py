@@ -1,7 +1,8 @@
-"""One job of a sweep, under whatever launcher: one trial, executed unless a row stands for it, one row.
+"""One job of a sweep, under any launcher: executes one trial and writes its row, unless an earlier row
+stands for it.
 
-Everything happens on the machine that runs the job: the search for an earlier row, the forecast, the lease
-of its devices, the fresh processes, the writing of the row.
+In: the config that Hydra composed. Out: the row, on disk and returned. All of it happens on the machine
+that runs the job: the search for an earlier row, the forecast, the lease, the processes, the writing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
     Raises:
         CommandError: the config is not a trial (under sweepers whose values nobody could check).
-        NotWrittenError: the row cannot be written; the message says why, and where it was kept.
+        NotWrittenError: the row cannot be written; the message says why.
         KeyboardInterrupt: Ctrl-C, before or while it runs.
     """
     register_resolvers()  # the job may have come here by itself, from a pickle
@@ -86,13 +87,14 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
 
 def _environment(trial: Trial, job: Job, sweep: SweepContext) -> str:
-    """The fingerprint that a row must have to stand for this one."""
+    """The fingerprint of this machine and code, which an earlier row must have to stand for the trial."""
     fingerprint = provenance.fingerprint(max(1, len(host.cores()) // job.jobs))
-    several = sweep.nodes.spread(trial.processes)
-    return f"{fingerprint}-{sweep.nodes.count}-nodes" if several else fingerprint
+    on_several_nodes = sweep.nodes.spread(trial.processes)
+    return f"{fingerprint}-{sweep.nodes.count}-nodes" if on_several_nodes else fingerprint
 
 
 def _earlier_row(trial: Trial, job: Job, environment: str) -> dict[str, Any] | None:
+    """The row that stands for the trial under the job's `resume`, or None."""
     if job.resume == "off":
         return None
     return resume.finished(
@@ -105,14 +107,16 @@ def _earlier_row(trial: Trial, job: Job, environment: str) -> dict[str, Any] | N
 
 
 def _written_row(execution: _Execution, identity: dict[str, Any], name: str) -> dict[str, Any]:
-    """The trial's row, executed and written.
+    """Executes the trial and writes its row, which it returns.
 
     Raises:
-        NotWrittenError: it cannot be written.
+        NotWrittenError: the row cannot be written.
     """
     results_dir = execution.job.results_dir
     try:
-        with RowFile(results_dir, name) as file:  # before anything that takes time
+        with RowFile(
+            results_dir, name
+        ) as file:  # first: a disk without room is found before any time is spent
             outcome, columns = execution.outcome()
             row = row_assembly.row_of(execution.trial, outcome, identity) | columns
             file.keep(parquet.to_parquet(row))
@@ -123,7 +127,7 @@ def _written_row(execution: _Execution, identity: dict[str, Any], name: str) -> 
 
 @dataclass(frozen=True)
 class _Execution:
-    """One trial about to be executed: what, how, for which sweep, and where it is logged and shown."""
+    """A trial to execute, with its options, its sweep, its log and its line on the screen."""
 
     trial: Trial
     job: Job
@@ -132,7 +136,7 @@ class _Execution:
     line: Line
 
     def outcome(self) -> tuple[Outcome, dict[str, Any]]:
-        """What came of the trial, and columns that only the job knows."""
+        """Executes the trial; its outcome, and the columns that only the job knows."""
         if self.trial.method == "estimate":
             self.line.stage("estimate")
             return estimate(self.trial), {}
@@ -156,5 +160,5 @@ class _Execution:
         return outcome, {"device_shared": True} if lease.shared else {}
 
     def _wait(self, holder: str) -> None:
-        self.sweep.stop.check()  # nothing runs that could be finished first
+        self.sweep.stop.check()  # no trial runs, so there is none to finish first
         self.line.stage(f"waits for {holder}")

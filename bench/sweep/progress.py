@@ -1,7 +1,8 @@
-"""What the person sees while a sweep runs: a line for each trial (what it ends with: `summary.py`).
+"""What the person sees while a sweep runs: a line for each trial. The table at its end: `summary.py`.
 
-On a terminal the running line is live, redrawn once a second: the parent must not take time from what is
-being timed. Elsewhere (a file, a pipe, a CI log) there is one plain line for each trial as it ends.
+On a terminal the running trial's line is redrawn once a second, not more often: this process must not take
+time from what is being timed. Elsewhere (a file, a pipe, a CI log) each trial prints one plain line as it
+ends.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ def console() -> Console:
 
 @dataclass
 class Display:
-    """Where the sweep's lines go. `size` trials are expected (None: nobody knows, or a launcher's process
-    shows one job of many), of which `done` have ended; `live` redraws the running line on a terminal."""
+    """Where the sweep's lines go.
+
+    `size` trials are expected (None: unknown), of which `done` have ended. `live` redraws the running line
+    on a terminal. `counts` is false in a process that a launcher started: it knows one trial of many.
+    """
 
     size: int | None = None
     live: Progress | None = None
@@ -40,7 +44,7 @@ class Display:
     done: int = 0
 
     def begin(self, number: int, size: int | None, overrides: list[str], replicate: int) -> Line:
-        """A trial begins; `number` counts from 0, `size` is the whole sweep's."""
+        """The line of a trial that begins; `number` counts from 0, `size` is the whole sweep's."""
         label = " ".join(overrides) or "(defaults)"
         line = Line(self, number + 1, size, label + (f" #{replicate + 1}" if replicate else ""))
         if self.live:
@@ -49,25 +53,25 @@ class Display:
         return line
 
     def print_line(self, text: str, style: str | None = None) -> None:
-        """A line between those of the trials."""
+        """Prints a line between those of the trials."""
         if self.live:
             self.live.console.print(escape(text), style=style, highlight=False)
         else:
             print(text, flush=True)
 
     def pass_over(self) -> None:
-        """A trial has a row already; the time left is that of the others."""
+        """Counts a trial out that has a row already, and takes no time."""
         if self.size is not None:
             self.size -= 1
 
     def drop(self, line: Line) -> None:
-        """A trial has ended without a line of its own."""
+        """Counts a trial as ended, and takes its running line away."""
         self.done += 1
         if self.live:
             self.live.remove_task(line.task)
 
     def so_far(self) -> str:
-        """Time spent, and time left from the trials so far where that can be known."""
+        """Time spent, and time left, from the trials so far where there are any."""
         elapsed = time.monotonic() - self.started
         text = f"{format_duration(elapsed)} so far"
         if self.size is None or not 0 < self.done < self.size:
@@ -77,7 +81,7 @@ class Display:
 
 @contextmanager
 def shown(size: int | None) -> Iterator[Display]:
-    """The display of a sweep of `size` trials, live on a terminal while entered."""
+    """The display of a sweep of `size` trials; while entered it is live on a terminal."""
     screen = console()
     if not screen.is_terminal:
         yield Display(size, counts=True)
@@ -100,26 +104,27 @@ class Line:
     def stage(self, stage: str) -> None:
         """Shows what the trial is doing."""
         if self.display.live:
-            text = f"trial {self._place(' of ')}: {self.label}  [{stage}]  {self.display.so_far()}"
+            text = f"trial {self._position(' of ')}: {self.label}  [{stage}]  {self.display.so_far()}"
             self.display.live.update(self.task, description=escape(text))
 
-    def _place(self, of: str) -> str:
+    def _position(self, separator: str) -> str:
         if self.size is None:
             return str(self.number)
-        return f"{self.number:>{len(str(self.size))}}{of}{self.size}"
+        return f"{self.number:>{len(str(self.size))}}{separator}{self.size}"
 
     def end(self, row: dict[str, Any]) -> None:
         """Replaces the running line by the trial's result."""
         took = format_duration(row["wall_seconds"])
-        text = f"{self._place('/')}  {row['status']:<8}{self.label}  {_facts(row)}  ({took}"
-        if not self.display.counts:  # a launcher's process knows one trial alone
+        text = f"{self._position('/')}  {row['status']:<8}{self.label}  {_result_text(row)}  ({took}"
+        if not self.display.counts:  # no count of the sweep's trials to show
             print(f"{text})", flush=True)
             return
         self.display.drop(self)
         self.display.print_line(f"{text}; {self.display.so_far()})", style=COLOURS[row["status"]])
 
 
-def _facts(row: dict[str, Any]) -> str:
+def _result_text(row: dict[str, Any]) -> str:
+    """Peak and rate of a trial that is ok; the reason of any other."""
     if row["status"] == "ok":
         rate = row["tokens_per_sec_per_device"]
         peak = f"{format_gib(row['peak_allocated_bytes'])} GiB"

@@ -1,6 +1,6 @@
 """The one place where a trial and its outcome become a row: ranks merged, rates and utilisation computed.
 
-In: a Trial, its Outcome, and what the job knows (`Identity`). Out: a value for each column of SCHEMA. Pure.
+In: a Trial, its Outcome, and what the job knows (`identity`). Out: a value for each column of SCHEMA. Pure.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial, axes_of
 from bench.trial.vocabulary import CATEGORIES
 
-_PLACES = re.compile(
+_LOCAL_DIRS = re.compile(
     rf'File "(?:{re.escape(str(ROOT))}/|[^"]*/(?:site|dist)-packages/|[^"]*/lib/(?=python3))'
 )
 
 
 def without_local_paths(traceback: str) -> str:
-    """A traceback whose files are named from where this project, or what is installed, begins: rows are
-    published, and where somebody keeps them is nobody's business. The log beside the row has it whole."""
-    return _PLACES.sub('File "', traceback)
+    """The traceback with each file named from the root of this project, or of the installed packages: rows
+    are published, and must not tell how a machine's folders are named. The log keeps the whole paths."""
+    return _LOCAL_DIRS.sub('File "', traceback)
 
 
 def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table.
+    """One row, with every column of SCHEMA.
 
     Args:
         trial: what was executed.
@@ -39,7 +39,7 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
         identity: what the job knows: sweep_id, replicate, started_at, overrides, environment, provenance.
 
     Raises:
-        KeyError: a column that SCHEMA does not have would be lost.
+        KeyError: a rank reported a column that SCHEMA does not have.
     """
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= identity
@@ -61,11 +61,11 @@ def row_of(trial: Trial, outcome: Outcome, identity: dict[str, Any]) -> dict[str
 
 
 def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    """Ranks to one row: bytes take the largest, losses the mean, rates add up."""
+    """What the ranks reported, as one row: of bytes the largest, of losses the mean, of rates the sum."""
     ranks = outcome.ranks
     reported: list[dict[str, Any]] = [dict(rank) for rank in ranks]
     row = {k: v for k, v in next(filter(None, reported)).items() if k not in NOT_IN_A_ROW}
-    if "evidence" in row:  # a trial that fails after its attribution has evidence too
+    if "evidence" in row:  # a trial that fails after its bytes were attributed has evidence too
         row["evidence"] = json.dumps(_evidence([r.get("evidence", {}) for r in ranks]), sort_keys=True)
     for name in RANK_BYTES:
         values = [rank[name] for rank in reported if rank.get(name) is not None]
@@ -115,6 +115,7 @@ def _evidence(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _utilisation(trial: Trial, row: dict[str, Any], device_name: str) -> dict[str, Any]:
+    """Model and hardware FLOPs utilisation; None where the peak is unknown or weights are quantised."""
     peak = peak_flops_per_sec(device_name, trial.precision.compute_dtype)
     if peak is None or trial.precision.quantization != "none":
         return {"mfu": None, "hfu": None}

@@ -1,4 +1,7 @@
-"""What the person sees when a sweep has ended: the table of its trials, or of what a dry run would do."""
+"""What the person sees when a sweep has ended: the table of its trials, or of what a dry run would do.
+
+In: rows, or the plans of a dry run. Out: text on stdout. Reads and writes no files.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ Rows = list[dict[str, Any]]
 
 
 def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
-    """The table of a finished sweep, where its rows are, and how to get one of them again.
+    """Prints the table of an ended sweep, where its rows are, and the command that repeats the last one.
 
     Args:
-        new: the rows that it wrote.
+        new: the rows that the sweep wrote.
         reused: rows of earlier sweeps that stand for trials that it passed over.
         command: the sweep.
-        interrupted: whether it was cut short.
+        interrupted: whether the sweep was cut short.
     """
     console = progress.console()
     rows = reused + new
@@ -59,18 +62,21 @@ def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
 
 
 def show_plan(plans: list[Planned]) -> None:
-    """The table of a dry run: what would run, what does not fit, how long it all takes."""
+    """Prints the table of a dry run: what would run, what does not fit, how long all of it takes."""
     console = progress.console()
-    columns = _columns("trial", "plan", "predicted peak GiB", "device GiB", "expected", "reason")
-    for label, plan in zip(_apart([plan.label.split(" ") for plan in plans]), plans, strict=True):
-        found = plan.forecast
-        peak = "" if found is None or found.peak_bytes is None else formatting.format_gib(found.peak_bytes)
-        here = "" if not peak or found is None else formatting.format_gib(found.capacity_bytes)
-        took = "" if plan.seconds is None else formatting.format_duration(plan.seconds)
-        reason = (found.reason or "") if found else ""
-        columns.add_row(*map(escape, [label, plan.verdict, peak, here, took, reason]))
+    grid = _empty_table("trial", "plan", "predicted peak GiB", "device GiB", "expected", "reason")
+    for label, plan in zip(_unshared_words([plan.label.split(" ") for plan in plans]), plans, strict=True):
+        forecast = plan.forecast
+        peak = capacity = reason = ""
+        if forecast is not None:
+            reason = forecast.reason or ""
+            if forecast.peak_bytes is not None:
+                peak = formatting.format_gib(forecast.peak_bytes)
+                capacity = formatting.format_gib(forecast.capacity_bytes)
+        expected = "" if plan.seconds is None else formatting.format_duration(plan.seconds)
+        grid.add_row(*map(escape, [label, plan.verdict, peak, capacity, expected, reason]))
     console.print()
-    console.print(columns, highlight=False)
+    console.print(grid, highlight=False)
     known = [plan.seconds for plan in plans if plan.seconds is not None]
     unknown = len(plans) - len(known)
     text = f"\n{len(plans)} trials, nothing was run. Expected: {formatting.format_duration(sum(known))}"
@@ -80,47 +86,49 @@ def show_plan(plans: list[Planned]) -> None:
 
 
 def show_lost(lost: list[str]) -> None:
-    """The trials that left no row, by name, and how to get them."""
+    """Prints the names of the trials that left no row, and how to run them."""
     if lost:
         print("\nNo row came of\n  " + "\n  ".join(lost))
         print("Give the same command again to run them.")
 
 
 def table(rows: Rows) -> Table:
-    """One line for each trial; changes are against the first row that is ok."""
+    """A table with a line for each trial; changes are against the first row that is ok."""
     reason = ["reason"] if any(row["reason"] for row in rows) else []
-    columns = _columns("trial", "status", "peak GiB", "change", "tokens/s/device [95 %]", "change", *reason)
+    grid = _empty_table(
+        "trial", "status", "peak GiB", "change", "tokens/s/device [95 %]", "change", *reason
+    )
     first = next((row for row in rows if row["status"] == "ok"), None)
     for label, row in zip(labels(rows), rows, strict=True):
-        said = [label, row["status"], *cells(row, first), *filter(None, [row["reason"]])]
-        columns.add_row(*map(escape, said), style=progress.COLOURS[row["status"]])
-    return columns
+        texts = [label, row["status"], *cells(row, first), *filter(None, [row["reason"]])]
+        grid.add_row(*map(escape, texts), style=progress.COLOURS[row["status"]])
+    return grid
 
 
-def _columns(*names: str) -> Table:
-    """An empty table: words to the left and folded where they must be, numbers to the right."""
-    columns = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+def _empty_table(*names: str) -> Table:
+    """A table with these columns: text to the left, folded where it is too long, numbers to the right."""
+    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in names:
         if name in ("trial", "reason"):
-            columns.add_column(name, overflow="fold")
+            grid.add_column(name, overflow="fold")
         else:
-            columns.add_column(name, justify="left" if name in ("status", "plan") else "right")
-    return columns
+            grid.add_column(name, justify="left" if name in ("status", "plan") else "right")
+    return grid
 
 
 def labels(rows: Rows) -> list[str]:
-    """What tells the rows of one sweep apart: the overrides that they do not all share."""
+    """A label for each row of one sweep: the overrides that not all of its rows share."""
     several = len({row["replicate"] for row in rows}) > 1
     return [
         words + (f" #{row['replicate'] + 1}" if several else "")
         for words, row in zip(
-            _apart([shlex.split(row["overrides"])[2:] for row in rows]), rows, strict=True
+            _unshared_words([shlex.split(row["overrides"])[2:] for row in rows]), rows, strict=True
         )
     ]
 
 
-def _apart(lines: list[list[str]]) -> list[str]:
-    """Each of these lines without the words that they all share."""
+def _unshared_words(lines: list[list[str]]) -> list[str]:
+    """Each line without the words that all lines share."""
     shared = set.intersection(*map(set, lines)) if len(lines) > 1 else set()
     return [" ".join(word for word in line if word not in shared) or "(defaults)" for line in lines]
 

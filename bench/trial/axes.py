@@ -1,7 +1,7 @@
-"""The axes of a trial, typed: each level's values, and what makes one of them invalid.
+"""The axes of a trial, typed: the values that each level sets, and which of them are valid.
 
-Frozen, and checked when made: a value out of its range is a ValueError whose message names the key and what
-was expected. Knows neither Hydra nor torch.
+Each axis is frozen, and checked when it is made: a value out of its range is a ValueError whose message
+names the key and what was expected. Must import neither Hydra nor torch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ LEARNED_POSITIONS = ("opt", "gpt2")
 
 
 def require(condition: bool, message: str) -> None:
-    """What must hold of a value.
+    """Checks that a condition holds.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not hold; with this message.
     """
     if not condition:
         raise ValueError(message)
@@ -30,7 +30,7 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     require(value in choices, f"{name}={value}: choose one of {', '.join(choices)}")
 
 
-_MOST = 2**62  # what a row's integer columns hold, with room to spare
+_MOST = 2**62  # half of what a row's integer columns hold
 
 
 def at_least(name: str, value: float | None, least: float) -> None:
@@ -41,7 +41,7 @@ def at_least(name: str, value: float | None, least: float) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """An architecture by its numbers; the weights are random unless `pretrained` names some."""
+    """An architecture by its numbers; the weights are random unless `pretrained` names a checkpoint."""
 
     name: str
     family: str
@@ -119,7 +119,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters; everything but `name` counts only when they are on."""
+    """Low-rank adapters; what else than `name` is set matters only when they are on."""
 
     name: str
     rank: int = 16
@@ -172,7 +172,7 @@ class Fsdp:
 
 @dataclass(frozen=True)
 class Offload:
-    """What waits on the host instead of the device."""
+    """What is kept on the host or on disk, instead of the device, until it is needed."""
 
     name: str
 
@@ -182,7 +182,7 @@ class Offload:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The optimizer by implementation, since the implementation changes the peak."""
+    """The optimizer, one level for each implementation, since the implementation changes the peak."""
 
     name: str
     lr: float = 1e-3
@@ -206,13 +206,13 @@ class Optimizer:
 
     @property
     def eight_bit(self) -> bool:
-        """Whether the state is bitsandbytes' block-wise 8-bit one."""
+        """Whether its state is bitsandbytes' block-wise 8-bit state."""
         return self.name.startswith("adamw_8bit")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step does."""
+    """What a step does: it trains, or it generates."""
 
     name: str
     decode_tokens: int = 32
@@ -223,13 +223,13 @@ class Workload:
 
     @property
     def inference(self) -> bool:
-        """Whether nothing trains."""
+        """Whether a step runs inference, so that no weights change."""
         return self.name != "train"
 
 
 @dataclass(frozen=True)
 class KvCache:
-    """How keys and values of earlier tokens are kept; counts only where nothing trains."""
+    """How keys and values of earlier tokens are kept; matters only for inference."""
 
     name: str
 

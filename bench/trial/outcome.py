@@ -1,7 +1,7 @@
 """How a trial can end, and which of several executions of it counts.
 
-`Outcome` is what comes back for a Trial. Needs nothing: the processes that run trials, and whatever reads
-rows, share these words.
+`Outcome` is what comes back for a Trial. Imports nothing but the columns' types: the processes that run
+trials, and all that reads rows, share these words.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from dataclasses import dataclass, field
 
 from bench.trial.columns import Columns, Hardware
 
-FINISHED = ("ok", "oom", "skipped")  # what will not change when it runs again
-STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # better first
+FINISHED = ("ok", "oom", "skipped")  # would end so again
+STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # the better first
 
 
 def counting_executions(executions: Iterable[tuple[Hashable, str]]) -> list[bool]:
-    """Which executions count: not the failures that a later execution of the same replicate made good.
+    """Whether each execution counts: all but failures whose replicate was executed again and finished.
 
     Args:
-        executions: oldest first; of each, what tells its trial and replicate from others, and its status.
+        executions: oldest first; of each a key that identifies its trial and replicate, and its status.
     """
     kept: list[bool] = []
-    good: set[Hashable] = set()
+    finished_later: set[Hashable] = set()
     for key, status in reversed(list(executions)):
         if status in FINISHED:
-            good.add(key)
-        kept.append(status in FINISHED or key not in good)
+            finished_later.add(key)
+        kept.append(status in FINISHED or key not in finished_later)
     return kept[::-1]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended, and what each rank found out.
+    """How a trial ended, and what each rank reported.
 
-    `ranks` holds one record of columns for each rank, by rank.
+    `ranks` holds one record of columns for each rank, in the order of ranks.
     """
 
     status: str
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def in_one_line(error: BaseException) -> str:
-    """The exception's last line; of one with several, the first too, which says what kind it is."""
+    """The exception as one line: its first line, which names its type, and its last if it has several."""
     lines = [line.strip() for line in tracebacks.format_exception_only(error)[-1].splitlines()]
-    filled = [line for line in lines if line]
-    return filled[0] if len(filled) == 1 else f"{filled[0]} {filled[-1]}"
+    not_empty = [line for line in lines if line]
+    return not_empty[0] if len(not_empty) == 1 else f"{not_empty[0]} {not_empty[-1]}"

@@ -1,8 +1,7 @@
 """A trial: one configuration, executed once, in one fresh process.
 
-This module owns what defines a trial, and its identity; the axes are in `axes.py`, and what makes a valid
-combination impossible in `skip_rules.py`. It knows neither Hydra nor torch: the door validates in
-milliseconds.
+This module owns what defines a trial, and its identity; the axes are in `axes.py`, and valid combinations
+that cannot exist in `skip_rules.py`. Must import neither Hydra nor torch: the door checks in milliseconds.
 """
 
 from __future__ import annotations
@@ -80,17 +79,17 @@ class Trial:
 
     @property
     def world_size(self) -> int:
-        """Ranks that train together; 1 when fsdp is off, whatever fsdp.world_size says."""
+        """Ranks that train together; 1 when fsdp is off, whatever fsdp.world_size is."""
         return 1 if self.fsdp.name == "off" else self.fsdp.world_size
 
     @property
     def processes(self) -> int:
-        """Processes that execute it: its ranks when measured, one that imagines the others otherwise."""
+        """Processes that execute the trial: one for each rank if it is measured, otherwise one."""
         return self.world_size if self.method == "measure" else 1
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of one sequence whose keys and values are kept in the end; 0 where it trains.
+        """Tokens of one sequence whose keys and values are in the cache at the end; 0 where it trains.
 
         The last token that is decoded is not fed back.
         """
@@ -100,7 +99,7 @@ class Trial:
 
     @property
     def quantises_weights(self) -> bool:
-        """Whether the blocks' weights are stored quantised; int8 weights that train are not."""
+        """Whether the blocks' linear weights are stored quantised; int8 weights that train are not."""
         frozen = self.lora.enabled or self.workload.inference
         return self.precision.quantization == "nf4" or (self.precision.quantization == "int8" and frozen)
 
@@ -145,27 +144,27 @@ def from_definition(definition: dict[str, Any]) -> Trial:
         TypeError: something that defines a trial is missing.
     """
     values: dict[str, Any] = {}
-    for known in fields(Trial):
-        if known.name not in definition:
+    for key in fields(Trial):
+        if key.name not in definition:
             continue
-        value = definition[known.name]
-        part = _PARTS.get(known.name)
-        if part is not None:
-            value = part(**{f.name: value[f.name] for f in fields(part) if f.name in value})
-        values[known.name] = value
+        value = definition[key.name]
+        axis = _AXES.get(key.name)
+        if axis is not None:
+            value = axis(**{f.name: value[f.name] for f in fields(axis) if f.name in value})
+        values[key.name] = value
     return Trial(**values)
 
 
 def from_text(definition: str) -> Trial | None:
-    """The same of the column as it is stored; None where this version makes no trial of it: it is anybody's
-    text."""
+    """The trial that the text of a row's `definition` describes; None where it is no valid trial to this
+    version, since a row may hold any text."""
     try:
         return from_definition(json.loads(definition))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
 
 
-_PARTS: dict[str, Any] = {
+_AXES: dict[str, Any] = {
     "model": Model,
     "precision": Precision,
     "lora": Lora,
@@ -180,7 +179,7 @@ _PARTS: dict[str, Any] = {
 
 
 def axes_of(trial: Trial) -> dict[str, Any]:
-    """The row's axes: levels by name, and shapes."""
+    """The columns of a row that say what the trial was: names of levels, and sizes."""
     return {
         "method": trial.method,
         "formula": trial.formula if trial.method == "estimate" else None,

@@ -1,7 +1,8 @@
-"""Hydra's Ray launcher, made patient: trials are tasks of a Ray cluster, or of one started on this machine.
+"""Hydra's Ray launcher, extended to wait for all tasks, on a Ray cluster or one started on this machine.
 
 The plugin always gives ray.init a size for the object store, which Ray refuses where a cluster is joined
-(hydra-ray-launcher 1.2.2: `_core.launch`); here only a cluster of our own gets one. Needs the extra `ray`.
+(hydra-ray-launcher 1.2.2: `_core.launch`); here only a cluster that this command starts gets one.
+Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from bench.sweep import context
 from bench.sweep.errors import RefusedError
 from bench.sweep.launchers.registry import End, gather
 
-_STORE_BYTES = 80 * 2**20  # the least that Ray takes, nearly: only configs and rows pass through it
+_STORE_BYTES = 80 * 2**20  # close to the least that Ray accepts: only configs and rows go through it
 
 
 class RayLauncher(ray_launcher.RayLauncher):
     """Each trial is a Ray task."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs all jobs; returns what those returned that ended well.
+        """Runs all jobs; returns what the jobs that ended well returned.
 
         Raises:
-            RefusedError: there is no cluster to run them; with Ray's word.
+            RefusedError: there is no cluster to run them; the message is Ray's.
             KeyboardInterrupt: passed on, with all tasks cancelled.
         """
         try:
-            _enter(OmegaConf.to_container(self.ray_cfg.init, resolve=True))
+            _join_cluster(OmegaConf.to_container(self.ray_cfg.init, resolve=True))
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise RefusedError(f"ray: {str(error).strip().splitlines()[0]}") from None
         tasks = [_submit(self, overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
@@ -54,19 +55,18 @@ class RayLauncher(ray_launcher.RayLauncher):
 LAUNCHERS = {f"{ray_launcher.__name__}.RayLauncher": RayLauncher}
 
 
-def _enter(init: Any) -> None:
+def _join_cluster(init: Any) -> None:
     """Joins the cluster that `init` or $RAY_ADDRESS names, or starts one here, for this command alone."""
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     joins = init.get("address") or os.environ.get("RAY_ADDRESS")
     own = {} if joins else {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # 15, without: whatever else runs would be served first
+    # Ray's default is 15: whatever else runs on the machine would come first, and steps would take longer.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(**{**quiet, **own, **init})
 
 
 def _submit(launcher: Any, overrides: Sequence[str], number: int) -> Any:
-    """One trial as a task, composed here as the plugin does."""
+    """Submits one trial as a task; its config is composed as the plugin composes it."""
     config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
     with open_dict(config):
         config.hydra.job.id = f"job_id_for_{number}"
@@ -76,7 +76,7 @@ def _submit(launcher: Any, overrides: Sequence[str], number: int) -> Any:
 
 
 def _ends(tasks: list[Any]) -> Iterator[tuple[int, End]]:
-    """Each task's place and end, as they end."""
+    """Index and end of each task, as they end."""
     pending = list(tasks)
     while pending:
         (done, *_), pending = ray.wait(pending, num_returns=1)

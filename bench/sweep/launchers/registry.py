@@ -1,8 +1,9 @@
-"""Trials elsewhere, through Hydra's launchers for Slurm and Ray: what these are told, and who died there.
+"""Hydra's launchers for Slurm and Ray: which exist, what Hydra is told about them, how their jobs end.
 
 The plugins' launchers wait for jobs in order and give up at the first that died, while others run. Ours
 extend them (`slurm_jobs.py`, `ray_jobs.py`), wait for all, show each trial as it ends, and name those that
-left no row. Hydra finds ours under the plugins' own names.
+left no row. Hydra finds ours under the plugins' own names. The modules of the launchers are imported only
+where one of them is asked for, since they need the extras `slurm` and `ray`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from bench.config.compose import CommandError
 from bench.paths import ROOT
 from bench.sweep import context
 
-# A launcher, the extra of pyproject.toml that brings it, and what must be importable for it.
 _SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
 _RAY = ("hydra_plugins.hydra_ray_launcher", "ray")
+# By launcher: the extra of pyproject.toml that brings it, what must be importable, and our module.
 _NEEDS = {
     "slurm": ("slurm", _SUBMITIT, "bench.sweep.launchers.slurm_jobs"),
     "submitit_slurm": ("slurm", _SUBMITIT, "bench.sweep.launchers.slurm_jobs"),
@@ -34,14 +35,14 @@ _NEEDS = {
     "ray": ("ray", _RAY, "bench.sweep.launchers.ray_jobs"),
 }
 
-End = JobReturn | str  # of a job: what it returned, or why it returned nothing
+End = JobReturn | str  # what a job returned, or why it returned nothing
 
 
 def require(overrides: Sequence[str]) -> None:
-    """Looks whether the launcher that the command line asks for is installed.
+    """Checks that the launcher that the command line asks for is installed.
 
     Raises:
-        CommandError: its extra is not.
+        CommandError: the launcher's extra is not installed.
     """
     for word in overrides:
         key, _, value = word.lstrip("+").partition("=")
@@ -55,44 +56,44 @@ def require(overrides: Sequence[str]) -> None:
 def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent
+    except ModuleNotFoundError:  # the package that it would be in is not there either
         return False
 
 
 def arguments(command: Command) -> list[str]:
     """Hydra's arguments for `command`.
 
-    Where its launcher is one of ours, jobs start somewhere else, from a pickle: they get absolute folders,
+    If the launcher is one of ours, jobs start on other machines, from a pickle: they get absolute folders,
     and find this package through PYTHONPATH.
     """
     if command.launcher not in _NEEDS:
         return command.arguments
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
-    known = Plugins.instance().class_name_to_class
-    known |= importlib.import_module(_NEEDS[command.launcher][2]).LAUNCHERS
+    launcher_classes = Plugins.instance().class_name_to_class
+    launcher_classes |= importlib.import_module(_NEEDS[command.launcher][2]).LAUNCHERS
     given = [word for word in command.arguments if not word.startswith(("results_dir=", "hydra.mode="))]
     logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
-    # As text: another machine need not resolve what our resolvers resolve here.
-    where = {"results_dir": command.results_dir, "hydra.sweep.dir": logs}
-    words = [f"{key}={_quoted(str(path))}" for key, path in where.items()]
+    # Resolved here and given as text: a job on another machine may not know our resolvers yet.
+    folders = {"results_dir": command.results_dir, "hydra.sweep.dir": logs}
+    words = [f"{key}={_quoted(str(folder))}" for key, folder in folders.items()]
     return [*given, *words, "hydra.mode=MULTIRUN"]
 
 
 def _quoted(value: str) -> str:
-    """As a string in Hydra's grammar: a quote is escaped, and so are backslashes before one."""
+    """`value` as a quoted string of Hydra's grammar: quotes, and backslashes before one, are escaped."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 def gather(
     job_overrides: Sequence[Sequence[str]], first: int, ends: Iterator[tuple[int, End]]
 ) -> list[JobReturn]:
-    """Shows the end of each job as it comes; what those returned that ended well, in order.
+    """Shows each job's trial as the job ends, and returns what the jobs that ended well returned, in order.
 
     Args:
-        job_overrides: of each job.
+        job_overrides: the overrides of each job.
         first: the first job's number.
-        ends: pairs of a job's place in `job_overrides` and its end.
+        ends: pairs of a job's index in `job_overrides` and its end, as they come.
     """
     returned: dict[int, JobReturn] = {}
     for index, end in ends:
@@ -100,7 +101,7 @@ def gather(
             returned[index] = end
             _show(first + index, len(job_overrides), end.return_value)
         else:
-            reason = end if isinstance(end, str) else _told(end)
+            reason = end if isinstance(end, str) else _error_text(end)
             context.current().add_lost(first + index, " ".join(_label(job_overrides[index])), reason)
     return [returned[index] for index in sorted(returned)]
 
@@ -113,13 +114,13 @@ def _show(number: int, size: int, row: dict[str, Any] | None) -> None:
     context.current().display.begin(number, size, words, row["replicate"]).end(row)
 
 
-def _told(end: JobReturn) -> str:
+def _error_text(end: JobReturn) -> str:
     error: Any = end._return_value
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _label(overrides: Sequence[str]) -> list[str]:
-    """What tells a job's trial from the others, as the command line would say it."""
+    """The words of the command line that tell a job's trial from those of other jobs."""
     words = reproducing_words([str(word) for word in filter_overrides(overrides)])
     replicates = [word.partition("=")[2] for word in overrides if word.startswith("replicate=")]
     return [*words, *(f"#{int(number) + 1}" for number in replicates)]

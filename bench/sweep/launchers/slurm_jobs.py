@@ -1,6 +1,6 @@
-"""Hydra's submitit launchers, made patient: jobs of Slurm, or of this machine without a scheduler.
+"""Hydra's submitit launchers, extended to wait for all jobs, of Slurm or of this machine.
 
-Whether a job is still there is asked of squeue: sacct needs accounting, which many clusters do without.
+squeue says whether a job is still there: sacct needs accounting, which many clusters do without.
 Needs the extra `slurm`.
 """
 
@@ -31,9 +31,10 @@ from bench.sweep.launchers.registry import End, gather
 
 _ENDED = {
     *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
-    *("forgotten", "FINISHED", "INTERRUPTED"),  # ours, and those of submitit's local jobs
+    "forgotten",  # ours: squeue no longer knows the job
+    *("FINISHED", "INTERRUPTED"),  # of submitit's local jobs
 }
-_LATE_SECONDS = 15.0  # a result may come later than word of the job's end, over a shared file system
+_LATE_SECONDS = 15.0  # over a shared file system a result may show later than the job's end
 _LONGEST_PACE_SECONDS = 15.0  # between two questions to the scheduler
 
 
@@ -41,7 +42,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     """Each trial is a Slurm job, the sweep a job array."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs all jobs; returns what those returned that ended well."""
+        """Runs all jobs; returns what the jobs that ended well returned."""
         return _launch(self, job_overrides, initial_job_idx, _slurm_states)
 
     def __call__(
@@ -52,7 +53,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         job_id: str,
         singleton_state: dict[type, Singleton],
     ) -> JobReturn:
-        """The job itself, on its node: scancel ends its trial at once, as Ctrl-C would."""
+        """Runs the job, on its node; scancel ends its trial at once, as Ctrl-C would."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with context.entered(context.SweepContext(nodes=_allocation())):
             end: JobReturn = super().__call__(
@@ -63,20 +64,20 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
 def _allocation() -> nodes.Nodes:
     """The nodes of this job, on each of which one task runs; ranks meet on the first, as under torchrun."""
-    found = TorchDistributedEnvironment()
+    environment = TorchDistributedEnvironment()
     return nodes.Nodes(
-        count=found.world_size,
-        index=found.rank,
-        address=f"{found.master_addr}:{found.master_port}",
+        count=environment.world_size,
+        index=environment.rank,
+        address=f"{environment.master_addr}:{environment.master_port}",
         attempt=os.environ.get("SLURM_RESTART_COUNT", "0"),
     )
 
 
 class LocalLauncher(submitit_launcher.LocalLauncher):
-    """Each trial is a job on this machine, all at once: to try a sweep before it is submitted."""
+    """Each trial is a job on this machine, all at the same time: to try a sweep before it is submitted."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs all jobs; returns what those returned that ended well."""
+        """Runs all jobs; returns what the jobs that ended well returned."""
         return _launch(self, job_overrides, initial_job_idx, _local_states)
 
 
@@ -89,10 +90,10 @@ States = Callable[[list[Any]], dict[str, str]]
 def _launch(
     launcher: Any, job_overrides: Sequence[Sequence[str]], first: int, states: States
 ) -> list[JobReturn]:
-    """Submits the jobs and stays until the last has ended.
+    """Submits the jobs and waits until the last has ended.
 
     Raises:
-        RefusedError: they cannot be submitted; with the scheduler's word.
+        RefusedError: the jobs cannot be submitted; the message is the scheduler's.
         EndedBySignal: passed on, and the jobs go on.
         KeyboardInterrupt: passed on, with all jobs cancelled.
     """
@@ -109,15 +110,17 @@ def _launch(
         )
     except (FailedSubmissionError, FailedJobError, RuntimeError, ValueError, NameError) as error:
         raise RefusedError(f"{launcher._EXECUTOR}: {_last_line(error)}") from None
-    what = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}, key=int))
+    job_ids = " ".join(sorted({job.job_id.partition("_")[0] for job in jobs}, key=int))
     display = context.current().display
-    display.print_line(f"{len(jobs)} trials are {launcher._EXECUTOR} jobs of {what}; Ctrl-C cancels them")
+    display.print_line(
+        f"{len(jobs)} trials are {launcher._EXECUTOR} jobs of {job_ids}; Ctrl-C cancels them"
+    )
     try:
         return gather(job_overrides, first, _ends(jobs, states))
-    except EndedBySignal:  # a closed terminal, a login that was lost: no reason to stop the jobs
+    except EndedBySignal:  # the terminal was closed, or the connection lost: no reason to stop the jobs
         with contextlib.suppress(OSError):
             display.print_line(
-                f"The jobs go on, and their rows will be there; to cancel them: scancel {what}"
+                f"The jobs go on, and their rows will be there; to cancel them: scancel {job_ids}"
             )
         raise
     except KeyboardInterrupt:
@@ -126,7 +129,7 @@ def _launch(
 
 
 def _executor(launcher: Any) -> Any:
-    """submitit's executor with the conf's parameters, named as submitit wants them."""
+    """submitit's executor with the parameters of `hydra.launcher`, named as submitit wants them."""
     kind = launcher._EXECUTOR
     common = set(OmegaConf.structured(BaseQueueConf))
     values = {name if name in common else f"{kind}_{name}": v for name, v in launcher.params.items()}
@@ -137,7 +140,7 @@ def _executor(launcher: Any) -> Any:
 
 
 def _ends(jobs: list[Any], states: States) -> Iterator[tuple[int, End]]:
-    """Each job's place and end, as they end."""
+    """Index and end of each job, as they end."""
     pending = dict(enumerate(jobs))
     seen_ended: dict[int, tuple[float, str]] = {}
     started = asked = time.monotonic()
@@ -153,16 +156,16 @@ def _ends(jobs: list[Any], states: States) -> Iterator[tuple[int, End]]:
         if not pending:
             break
         if now - asked >= min(_LONGEST_PACE_SECONDS, 2 + (now - started) / 4):
-            found = states(list(pending.values()))
+            state_of = states(list(pending.values()))
             asked = now
             for index, job in pending.items():
-                if (state := found.get(job.job_id, "")) in _ENDED:
+                if (state := state_of.get(job.job_id, "")) in _ENDED:
                     seen_ended.setdefault(index, (now, state))
                 else:
                     seen_ended.pop(index, None)  # it was queued again
         time.sleep(max(1.0, len(pending) / 50))
     for job in jobs:
-        _tidy(job)
+        _delete_pickles(job)
 
 
 def _has_result(job: Any) -> bool:
@@ -174,7 +177,7 @@ def _has_result(job: Any) -> bool:
 
 
 def _result(job: Any) -> End:
-    """What the job returned. It was written by a job of this very command; nothing older is read."""
+    """What the job returned. Only jobs of this command wrote such a file, so no older pickle is read."""
     try:
         end: JobReturn = job.task(0).results()[0]
     except (FailedJobError, UncompletedJobError) as error:
@@ -184,21 +187,21 @@ def _result(job: Any) -> End:
 
 
 def _loss(job: Any, state: str) -> str:
-    """How a job ended that returned nothing; with its last line, if it failed by itself."""
-    told = f"its job {job.job_id} ended as {state}"
+    """How a job that returned nothing ended; with the last line of its stderr, if it failed by itself."""
+    text = f"its job {job.job_id} ended as {state}"
     if state == "FAILED" and job.paths.stderr.is_file():
-        told += f" ({_last_line(job.paths.stderr.read_text())})"
-    return f"{told}; see {job.paths.stderr}"
+        text += f" ({_last_line(job.paths.stderr.read_text())})"
+    return f"{text}; see {job.paths.stderr}"
 
 
-def _tidy(job: Any) -> None:
-    """No pickle stays among the results."""
+def _delete_pickles(job: Any) -> None:
+    """Deletes the job's pickles, so that none stays among the results."""
     for path in job.paths.submitted_pickle.parent.glob("*.pkl"):
         path.unlink(missing_ok=True)
 
 
 def _slurm_states(jobs: list[Any]) -> dict[str, str]:
-    """squeue's word on each job; `forgotten` of those that it no longer knows; nothing while it is deaf."""
+    """Each job's state by squeue, `forgotten` if squeue does not know it; nothing if squeue fails."""
     arrays = {job.job_id.partition("_")[0] for job in jobs}
     columns = ["--array", "--noheader", "--states=all", "--format=%i|%T"]
     done = subprocess.run(
@@ -206,8 +209,8 @@ def _slurm_states(jobs: list[Any]) -> dict[str, str]:
     )
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
         return {}
-    said = dict(line.split("|", 1) for line in done.stdout.splitlines() if "|" in line)
-    return {job.job_id: said.get(job.job_id, "forgotten") for job in jobs}
+    state_of = dict(line.split("|", 1) for line in done.stdout.splitlines() if "|" in line)
+    return {job.job_id: state_of.get(job.job_id, "forgotten") for job in jobs}
 
 
 def _local_states(jobs: list[Any]) -> dict[str, str]:
