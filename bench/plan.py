@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
             raise KeyValueError(f"margin={words['margin']}: must be at least 0 and less than 1")
         if words["gpus"] < 1:
             raise KeyValueError(f"gpus={words['gpus']}: must be at least 1")
-        choices = command_line.choices([*_default_shape(trial_words), *map(_model, trial_words)])
+        choices = command_line.choices([*_default_shape(trial_words), *trial_words])
         plans: list[tuple[gpu_catalogue.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
         axes, tables = _techniques_and_rest(choices)
         for card, table in itertools.product(cards, itertools.product(*tables)):
@@ -103,12 +103,6 @@ def _card(name: str) -> Any:
             f"gpu=auto: {present[0]} is not in conf/gpu/; add it, or choose one of {', '.join(cards)}"
         )
     return card
-
-
-def _model(word: str) -> str:
-    """The argument, with `model=` replaced by `model.pretrained=` if it names a path or a hub id."""
-    key, _, value = word.partition("=")
-    return f"model.pretrained={value}" if key == "model" and "/" in value else word
 
 
 def _techniques_and_rest(choices: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:

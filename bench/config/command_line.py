@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from bench.config import given_models
 from bench.config.compose import (
     CONF,
     NOT_REPRODUCED,
@@ -28,6 +29,7 @@ from bench.config.compose import (
     CommandError,
     Job,
     composed,
+    level_of,
     nearest,
     parse,
     register_resolvers,
@@ -208,13 +210,13 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
             raise CommandError(f"{key}: a level's name says what it is; choose with {key[:-5]}=LEVEL")
         if key in _axes():
             for value in values:
-                level = value.partition("=")[2].strip("'\"")
-                if level not in _levels(key):
+                level = level_of(value)
+                if level not in _levels(key) and not (key == "model" and given_models.is_given(level)):
                     raise CommandError(
                         f"{key}={level}: no such level{nearest(level, _levels(key))}; "
                         f"the levels are {', '.join(_levels(key))}"
                     )
-        elif key not in known:
+        elif key not in known and not key.startswith("model.config."):
             raise CommandError(
                 f"{key}: no such axis or key{nearest(key, [*_axes(), *known])}; see --help for all of them"
             )

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bench import paths
+from bench.config import given_models
 from bench.paths import ROOT
 from bench.trial.spec import Trial
 
@@ -113,8 +114,12 @@ def trial_of(config: DictConfig) -> Trial:
             f"{unknown[0]}: no such axis or key{nearest(unknown[0], sorted(names))}; "
             f"see --help for all of them"
         )
-    chosen = {name: config[name] for name in config if name in names}
-    return _as_dataclass(Trial, chosen)
+    chosen: dict[str, Any] = {str(name): config[name] for name in config if name in names}
+    try:
+        model: Any = OmegaConf.to_container(chosen["model"], resolve=True)
+        return _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
+    except given_models.GivenModelError as error:
+        raise CommandError(str(error)) from None
 
 
 def trial_from(overrides: list[str]) -> Trial:
@@ -210,11 +215,24 @@ def composed(overrides: list[str]) -> DictConfig:
         CommandError: the overrides cannot be composed.
     """
     try:
+        given_models.register(level_of(word) for word in overrides if word.startswith("model="))
         config = _from_levels(overrides)
         return compose("config", overrides=overrides) if config is None else config
+    except given_models.GivenModelError as error:
+        raise CommandError(str(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
+        if number := re.search(r"override 'model\.(\w+)'", str(error)):
+            raise CommandError(
+                f"model.{number[1]}: this model is given by its transformers configuration; say "
+                "model.config.KEY=VALUE, or +model.config.KEY=VALUE for a key that it does not have yet"
+            ) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CommandError(" ".join(lines[:2])) from None
+
+
+def level_of(word: str) -> str:
+    """The level in AXIS=LEVEL, without quotes."""
+    return word.partition("=")[2].strip("'\"")
 
 
 def _from_levels(overrides: list[str]) -> DictConfig | None:

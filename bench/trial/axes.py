@@ -7,9 +7,12 @@ names the key and what was expected. Must import neither Hydra nor torch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-FAMILIES = ("llama", "opt", "gpt2", "mt5")
+FAMILIES = ("llama", "opt", "gpt2", "mt5")  # known by their numbers, and to the closed form
+BY_CONFIG = "config"  # any other: known by its transformers configuration
+WEIGHTS = ("random", "pretrained")
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTIZATIONS = ("none", "int8", "nf4")
 LEARNED_POSITIONS = ("opt", "gpt2")
@@ -25,9 +28,9 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+def one_of(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     """Raises ValueError unless `value` is one of `choices`; the message names both."""
-    require(value in choices, f"{name}={value}: choose one of {', '.join(choices)}")
+    require(value in choices, f"{name}={value}: choose one of {', '.join(filter(None, choices))}")
 
 
 _MOST = 2**62  # half of what a row's integer columns hold
@@ -41,27 +44,37 @@ def at_least(name: str, value: float | None, least: float) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """An architecture by its numbers; the weights are random unless `pretrained` names a checkpoint."""
+    """An architecture: by the numbers of one of `FAMILIES`, or by a transformers configuration.
+
+    `config` holds what a config.json holds. Where it is given, the numbers are 0 until a worker has read
+    them from it (`bench.workload.architectures.resolved`). `pretrained` is the folder or hub id that the
+    configuration came from; its weights are read only if `weights` says so.
+    """
 
     name: str
-    family: str
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-    tie_embeddings: bool
+    family: str = BY_CONFIG
+    hidden_size: int = 0
+    intermediate_size: int = 0
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    vocab_size: int = 0
+    max_positions: int = 0
+    tie_embeddings: bool = False
     pretrained: str | None = None
+    weights: str | None = None
+    config: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        one_of("model.weights", self.weights, (None, *WEIGHTS))
+        if self.by_config:
+            return
         one_of("model.family", self.family, FAMILIES)
-        for field in ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads"):
-            at_least(f"model.{field}", getattr(self, field), 1)
-        for field in ("head_dim", "vocab_size", "max_positions"):
-            at_least(f"model.{field}", getattr(self, field), 1)
+        for number in ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads"):
+            at_least(f"model.{number}", getattr(self, number), 1)
+        for number in ("head_dim", "vocab_size", "max_positions"):
+            at_least(f"model.{number}", getattr(self, number), 1)
         require(
             self.heads % self.kv_heads == 0,
             f"model.kv_heads={self.kv_heads}: must divide model.heads={self.heads}",
@@ -79,14 +92,25 @@ class Model:
             )
 
     @property
+    def by_config(self) -> bool:
+        """Whether a transformers configuration says what the architecture is, and no numbers do."""
+        return self.config is not None or self.pretrained is not None
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether a measurement reads the weights from disk; otherwise they are random."""
+        return self.pretrained is not None and self.weights != "random"
+
+    @property
     def label(self) -> str:
-        """What the `model` column shows: the level's name, or the pretrained weights' name."""
-        return self.pretrained.rstrip("/").split("/")[-1] if self.pretrained else self.name
+        """What the `model` column shows: the level's name, or the name of the folder or hub id."""
+        before_config = self.config is None and self.pretrained  # a row of before there was `config`
+        return str(self.pretrained if before_config else self.name).rstrip("/").split("/")[-1]
 
     @property
     def encoder_decoder(self) -> bool:
         """Whether a step runs `seq_len` source tokens and `seq_len` target tokens."""
-        return self.family == "mt5"
+        return self.family == "mt5" or bool((self.config or {}).get("is_encoder_decoder"))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.trial.axes import LEARNED_POSITIONS
+from bench.trial.axes import FAMILIES, LEARNED_POSITIONS
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 
@@ -45,10 +45,15 @@ def _reasons(trial: Trial, platform: Platform, device_count: int) -> Iterator[st
 def _of_method(trial: Trial, platform: Platform) -> Iterator[str]:
     if trial.method != "measure" and not platform.is_modelled:
         yield f"method={trial.method} knows what a step does on cpu and cuda, not on {platform.device_type}"
+    if trial.method == "estimate" and trial.model.by_config:
+        yield (
+            f"the formulas know {', '.join(FAMILIES)} by their numbers; {trial.model.label} is "
+            "given by its transformers configuration: method=simulate runs its code"
+        )
 
 
 def _of_positions(trial: Trial) -> Iterator[str]:
-    learned = trial.model.family in LEARNED_POSITIONS and trial.model.pretrained is None
+    learned = trial.model.family in LEARNED_POSITIONS
     tokens = max(trial.seq_len, trial.cached_tokens)
     if learned and tokens > trial.model.max_positions:
         yield (

@@ -27,6 +27,8 @@ from bench.trial.axes import (
     require,
 )
 
+_BY_CONFIG = ("name", "config", "pretrained", "weights")  # what defines a model, and has a value
+_BY_NUMBERS = tuple(f.name for f in fields(Model) if f.name not in ("config", "weights"))
 METHODS = ("measure", "simulate", "estimate")
 FORMULAS = ("closed_form", "rule_of_thumb")
 
@@ -127,12 +129,22 @@ class Trial:
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
             if self.method != method:
                 del whole[key]
+        kept = _BY_CONFIG if self.model.config is not None else _BY_NUMBERS
+        whole["model"] = {key: value for key, value in whole["model"].items() if key in kept}
         return whole
 
     @property
     def trial_id(self) -> str:
-        """Hash of the definition: any change that defines the trial makes a new id (16 hex digits)."""
-        canonical = json.dumps(self.definition(), sort_keys=True)
+        """Hash of the definition: any change that defines the trial makes a new id (16 hex digits).
+
+        A model that a configuration describes is its content: wherever the file lies, and whatever it is
+        called, unless its weights are read.
+        """
+        definition = self.definition()
+        if self.model.config is not None:
+            ignored = {"pretrained"} if self.model.reads_weights else {"pretrained", "name", "weights"}
+            definition["model"] = {k: v for k, v in definition["model"].items() if k not in ignored}
+        canonical = json.dumps(definition, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

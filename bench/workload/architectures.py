@@ -7,6 +7,7 @@ everywhere: its masks take memory that differs between devices and would blur co
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bench.trial.axes import Model
@@ -93,12 +95,16 @@ _CONFIGS = {"llama": _llama, "opt": _opt, "gpt2": _gpt2, "mt5": _mt5}
 
 
 def config_of(model: Model) -> Any:
-    """The transformers configuration of `model`.
+    """The transformers configuration of `model`, of its text part if it has several.
 
     Raises:
+        ValueError: transformers does not know the configuration's type, or cannot read its values.
         OSError: `model.pretrained` names neither a directory nor a hub id that can be read.
     """
-    if model.pretrained:
+    if model.config is not None:
+        values = dict(model.config)
+        config = transformers.AutoConfig.for_model(values.pop("model_type")).from_dict(values)
+    elif model.pretrained:
         config = transformers.AutoConfig.from_pretrained(model.pretrained)
     else:
         config = _CONFIGS[model.family](model)
@@ -106,49 +112,72 @@ def config_of(model: Model) -> Any:
     return config
 
 
-_FAMILIES = {"opt": "opt", "gpt2": "gpt2", "mt5": "mt5", "t5": "mt5"}  # every other decoder is like llama
-
-
 def resolved(model: Model) -> Model:
-    """The model with the numbers of the checkpoint that `pretrained` names; without one, the model itself.
+    """The model with the numbers of its configuration; one that is given by numbers, as it is.
+
+    A number that the architecture does not have is 0: a state-space model has no heads.
 
     Raises:
         OSError: `model.pretrained` names neither a directory, nor a config.json, nor a readable hub id.
-        ValueError: its configuration lacks the numbers of a transformer.
+        ValueError: transformers does not know the configuration's type, or cannot read its values.
     """
-    if not model.pretrained:
+    if not model.by_config:
         return model
     config = config_of(model)
-    try:
-        hidden, heads = config.hidden_size, config.num_attention_heads
-        numbers = {
-            "hidden_size": hidden,
-            "layers": config.num_hidden_layers,
-            "heads": heads,
-            "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-            "head_dim": getattr(config, "head_dim", None)
-            or getattr(config, "d_kv", None)
-            or hidden // heads,
-            "vocab_size": config.vocab_size,
-        }
-    except AttributeError as error:
-        raise ValueError(f"model.pretrained={model.pretrained}: {error}") from None
-    widths = (getattr(config, name, None) for name in ("intermediate_size", "d_ff", "ffn_dim", "n_inner"))
+    text = config.get_text_config(decoder=True)
+
+    def number(*names: str) -> int:
+        values = (getattr(text, name, None) for name in names)
+        return next((value for value in values if isinstance(value, int) and value), 0)
+
+    hidden, heads = number("hidden_size", "d_model"), number("num_attention_heads")
     return replace(
         model,
-        family=_FAMILIES.get(config.model_type, "llama"),
-        intermediate_size=next(filter(None, widths), 4 * hidden),
-        max_positions=getattr(config, "max_position_embeddings", None) or model.max_positions,
-        tie_embeddings=bool(config.tie_word_embeddings),
-        **numbers,
+        hidden_size=hidden,
+        intermediate_size=number("intermediate_size", "d_ff", "ffn_dim", "n_inner") or 4 * hidden,
+        layers=number("num_hidden_layers", "num_layers"),
+        heads=heads,
+        kv_heads=number("num_key_value_heads") or heads,
+        head_dim=number("head_dim", "d_kv") or (hidden // heads if heads else 0),
+        vocab_size=number("vocab_size"),
+        max_positions=number("max_position_embeddings"),
+        tie_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+        config={**(model.config or config.to_dict()), "is_encoder_decoder": config.is_encoder_decoder},
     )
 
 
 def auto_class(config: Any) -> Any:
-    """The transformers class that trains `config` with a language-modelling loss."""
+    """The transformers class that trains `config` with a language-modelling loss.
+
+    A configuration whose `architectures` name a masked language model is trained as one; so is a type that
+    has no other.
+    """
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM
+    is_causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not is_causal or str((config.architectures or ("",))[0]).endswith("ForMaskedLM"):
+        return transformers.AutoModelForMaskedLM
     return transformers.AutoModelForCausalLM
+
+
+class _HugeOnMeta(TorchFunctionMode):
+    """Makes huge tensors on the meta device at once.
+
+    accelerate makes each parameter on the CPU before it moves it to meta. One block of DeepSeek-V3 has a
+    parameter of 28 GiB, more than many hosts can promise. No buffer is as large.
+    """
+
+    _elements = 2**28
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            sizes = args[0] if args and isinstance(args[0], tuple | list) else args
+            if math.prod(sizes) > self._elements:
+                kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
 
 
 def on_meta(trial: Trial) -> nn.Module:
@@ -158,16 +187,23 @@ def on_meta(trial: Trial) -> nn.Module:
     model is constructed.
     """
     config = config_of(trial.model)
-    with init_empty_weights(include_buffers=False):
+    with _HugeOnMeta(), init_empty_weights(include_buffers=False):
         model: nn.Module = auto_class(config).from_config(config, dtype=DTYPES[trial.precision.param_dtype])
     model.tie_weights()  # type: ignore[operator]  # constructing on meta unties what was tied
-    if not trial.model.pretrained and not trial.model.tie_embeddings:
+    if config.model_type in ("t5", "mt5") and not _ties_embeddings(trial.model):
         _untie_head(model)
     return model.train()
 
 
+def _ties_embeddings(model: Model) -> bool:
+    """Whether the output head is the embedding, by what was asked for."""
+    if model.by_config:
+        return bool((model.config or {}).get("tie_word_embeddings", True))
+    return model.tie_embeddings
+
+
 def _untie_head(model: Any) -> None:
-    """transformers 5 ties mT5's head whatever its config says; the published models have their own."""
+    """transformers 5 ties the head of T5 and mT5 whatever the config says; mT5 and T5 v1.1 do not."""
     head = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(torch.empty_like(head.weight))

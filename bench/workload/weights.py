@@ -84,7 +84,7 @@ def pretrained_values(trial: Trial) -> Values:
 
 def values_of(trial: Trial) -> Values:
     """Where the trial's weights come from; only a measurement reads pretrained ones."""
-    real = trial.model.pretrained and trial.method == "measure"
+    real = trial.model.reads_weights and trial.method == "measure"
     return pretrained_values(trial) if real else random_values(trial.seed)
 
 

@@ -94,7 +94,7 @@ def test_a_configuration_file_is_a_model(tmp_path: Path, planned: Callable[..., 
     words = ("gpu=t4", "precision=fp32", "lora=off", "checkpointing=off", "optimizer=sgd", "seq_len=64")
     done = planned(f"model={tmp_path}", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"model.pretrained={tmp_path}" in done.stdout
+    assert f"model={tmp_path}" in done.stdout
 
 
 @pytest.mark.parametrize(

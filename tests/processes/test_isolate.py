@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from bench.processes import fork_server, isolate
+from bench.trial.axes import Model
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
 from tests.conftest import ALONE, ROOT, make_trial
@@ -143,7 +145,8 @@ def test_a_limit_that_suffices_changes_nothing(log: Path) -> None:
 
 
 def test_an_exception_is_an_error_with_its_last_line_and_traceback(log: Path) -> None:
-    outcome = run("model.pretrained=/nowhere/at/all", log=log)
+    gone = replace(tiny(), model=Model("gone", pretrained="/nowhere/at/all"))
+    outcome = isolate.run_isolated(gone, log=log, timeout_seconds=120)
     assert outcome.status == "error"
     assert "/nowhere/at/all" in (outcome.reason or "")
     assert "Traceback" in (outcome.traceback or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.config.compose import CONF
 from bench.workload.architectures import blocks_of, on_meta
 from bench.workload.weights import random_values
 from tests.conftest import make_trial
@@ -32,6 +33,55 @@ def count(level: str) -> int:
 )
 def test_parameter_count_is_the_published_one(level: str, published: int) -> None:
     assert count(level) == published
+
+
+_CATALOGUE = {  # in billions, as the papers and model cards that the levels name say
+    "qwen3-0.6b": "0.60",
+    "gemma3-1b": "1.00",  # 302M embeddings and 698M others
+    "mamba-130m": "0.13",
+    "bert-large": "0.34",
+    "t0-3b": "2.85",
+    "mixtral-8x7b": "46.7",
+    "gpt-oss-20b": "20.9",
+    "deepseek-v3": "671",
+    "qwen3-1.7b": "1.7",
+    "qwen3-4b": "4.0",
+    "qwen3-8b": "8.2",
+    "qwen3-14b": "14.8",
+    "qwen3-32b": "32.8",
+    "qwen3-30b-a3b": "30.5",
+    "qwen3-next-80b-a3b": "80",
+    "llama3.2-1b": "1.24",
+    "llama3.2-3b": "3.21",
+    "llama3.1-8b": "8.03",
+    "llama3.1-70b": "70.6",
+    "gemma3-4b": "3.88",  # 675M and 3,209M
+    "gemma3-12b": "11.77",  # 1,012M and 10,759M
+    "gemma3-27b": "27.0",  # 1,416M and 25,600M
+    "mistral-7b": "7.25",
+    "phi-4": "14.7",
+    "gpt-oss-120b": "116.8",
+    "olmo2-7b": "7.3",
+    "modernbert-base": "0.15",
+}
+_IN_CI = 8  # one of each kind; the others are slow tests
+
+
+@pytest.mark.parametrize(
+    ("level", "billions"),
+    [
+        pytest.param(*entry, marks=[pytest.mark.slow] if number >= _IN_CI else [])
+        for number, entry in enumerate(_CATALOGUE.items())
+    ],
+)
+def test_the_catalogue_has_the_published_sizes(level: str, billions: str) -> None:
+    digits = len(billions.partition(".")[2])
+    assert f"{count(level) / 1e9:.{digits}f}" == billions
+
+
+def test_every_level_that_a_configuration_describes_is_tested() -> None:
+    by_config = {path.stem for path in (CONF / "model").glob("*.yaml") if "\nconfig:" in path.read_text()}
+    assert by_config <= set(_CATALOGUE)
 
 
 def test_llama_tiny_by_hand() -> None:
@@ -71,10 +121,15 @@ def test_pretrained_weights_are_used(tmp_path: object) -> None:
     with torch.no_grad():
         first.model.get_parameter("lm_head.weight").fill_(0.25)
     first.model.save_pretrained(tmp_path)
-    again = build(make_trial(f"model.pretrained={tmp_path}"), torch.device("cpu"))
-    for name, parameter in first.model.named_parameters():
-        assert torch.equal(parameter, again.model.get_parameter(name)), name
-    assert again.trial.model.label == str(tmp_path).rsplit("/", 1)[-1]
+    for words in ([f"model.pretrained={tmp_path}"], [f"model={tmp_path}", "model.weights=pretrained"]):
+        again = build(make_trial(*words), torch.device("cpu"))
+        for name, parameter in first.model.named_parameters():
+            assert torch.equal(parameter, again.model.get_parameter(name)), name
+        assert again.trial.model.label == str(tmp_path).rsplit("/", 1)[-1]
+    random = build(make_trial(f"model={tmp_path}"), torch.device("cpu"))
+    assert not torch.equal(
+        random.model.get_parameter("lm_head.weight"), first.model.get_parameter("lm_head.weight")
+    )
 
 
 def test_random_weights_of_a_wide_model_make_no_outliers() -> None:
