@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from bench.workload.experts import quantised_experts
 from bench.workload.state import Run
 
 
@@ -49,6 +50,8 @@ def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                         yield tensor
         else:
             yield from _quantisation_state(module.quant_state)
+    for experts in quantised_experts(model):
+        yield from _quantisation_state(experts.state)
 
 
 def _quantisation_state(state: Any) -> Iterator[torch.Tensor]:
@@ -88,6 +91,7 @@ def parameter_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
     for module in quantised_linears(model):
         weight, rows, columns = module.weight, module.out_features, module.in_features
         sizes[weight] = rows * columns  # type: ignore[index,operator,assignment]
+    sizes |= {experts.packed: experts.elements for experts in quantised_experts(model)}
     return sizes
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import peft
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
+from bench.workload.experts import fused_experts
 from bench.workload.state import NotInForceError, Run
-from bench.workload.tensors import parameter_counts
+from bench.workload.tensors import parameter_counts, quantised_linears
 
 
 def apply(run: Run) -> None:
@@ -20,6 +23,8 @@ def apply(run: Run) -> None:
     targets: str | list[str] = lora.targets
     if lora.targets != "all-linear":
         targets = lora.targets.split("+")
+    elif run.trial.precision.quantization == "nf4" and any(fused_experts(run.model.modules())):
+        targets = _quantised_linears_alone(run.model)
     seq2seq = run.model.config.is_encoder_decoder  # type: ignore[union-attr]
     config = peft.LoraConfig(
         r=lora.rank,
@@ -31,6 +36,17 @@ def apply(run: Run) -> None:
     if isinstance(targets, list):
         _require_all(targets, run.model)
     run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+
+
+def _quantised_linears_alone(model: nn.Module) -> str:
+    """A regular expression of the names of the quantised linears, and of nothing else.
+
+    For some mixtures of experts peft takes "all-linear" to mean the fused experts too: they were linears in
+    transformers 4. Its adapter of a parameter cannot lie over bitsandbytes' 4-bit parametrization
+    (ParamWrapper in peft/tuners/lora/layer.py makes the packed parameter require gradients).
+    """
+    linears = set(quantised_linears(model))
+    return "|".join(re.escape(name) for name, module in model.named_modules() if module in linears)
 
 
 def _require_all(targets: list[str], model: nn.Module) -> None:
@@ -54,6 +70,9 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             if not adapters or trainable >= total:
                 raise NotInForceError("lora=on: no module was adapted")
             found["lora_modules"] = adapters
+            wrappers = [m for m in run.model.modules() if isinstance(m, ParamWrapper)]
+            if on_experts := sum(wrapper.num_experts > 1 for wrapper in wrappers):  # others are routers
+                found["lora_expert_parameters"] = on_experts
         return found
 
     return evidence
