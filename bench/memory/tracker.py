@@ -160,6 +160,11 @@ class Tracker:
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
         return iter(()) if self.run.trial.workload.inference else optimizer_tensors(self.run.optimizer)
 
+    @property
+    def micro_step(self) -> int:
+        """The number of the micro-step under way, or of the forward in inference; the first is 1."""
+        return self._micro_step
+
     def segments(self) -> list[Segment]:
         """What each stretch of the step held, by the categories that storages have in the end."""
         return self._timeline.segments()

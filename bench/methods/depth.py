@@ -1,28 +1,80 @@
-"""Extrapolation in depth: a deep model's step from the steps of two shallow models.
+"""Extrapolation in depth: a deep model's step from the steps of two models of some of its blocks.
 
-In: segments of a step at two depths. Out: segments at the depth asked for, or None. Pure. Blocks repeat:
-what a segment holds grows by equal bytes with every further block, and what inner blocks hold lies
-between what the outer blocks hold. Both are checked (inner blocks must hold and release equal bytes in
-the same order); where a check fails the answer is None, and the whole model has to be simulated.
+In: what kind each block is; later, segments of a step at two depths. Out: which blocks to simulate, and the
+segments at the depth asked for, or None. Pure. Blocks repeat, alike or in a period (five local to one
+global): what a segment holds grows by equal bytes with every further period, and what inner blocks hold
+lies between what the outer blocks of their kind hold. Both are checked (inner blocks of a kind must hold
+and release equal bytes in the same order); where a check fails the answer is None, and the whole model has
+to be simulated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from bench.memory.timeline import Segment
 
 Key = tuple[str, ...]  # where a segment is in the step of a model of any depth
+_MOST_FIRST = 4  # blocks before the period begins: DeepSeek-V3 has 3 dense ones
 
 
-def shallow_depths(peculiar: int) -> tuple[int, int]:
-    """The two depths whose steps determine those of all deeper models.
+@dataclass(frozen=True)
+class Repetition:
+    """How the blocks of a stack repeat, and how many at its ends are looked at one by one.
+
+    `peculiar_first` and `peculiar_last` blocks at the ends may differ from others of their kind in what
+    they hold; `outer_first` and `outer_last`, a period more, are simulated at both depths.
+    """
+
+    depth: int
+    period: int
+    peculiar_first: int
+    peculiar_last: int
+    outer_first: int
+    outer_last: int
+
+    @property
+    def shallow(self) -> list[int]:
+        """The numbers of the blocks of the shallow model."""
+        return [*range(self.outer_first), *range(self.depth - self.outer_last, self.depth)]
+
+    @property
+    def deeper(self) -> list[int]:
+        """The numbers of the blocks of the deeper model, which has one period more."""
+        return [*range(self.outer_first + self.period), *range(self.depth - self.outer_last, self.depth)]
+
+    @property
+    def steps(self) -> int:
+        """Periods that the whole model has more than the shallow one."""
+        return (self.depth - len(self.shallow)) // self.period
+
+
+def repetition_of(kinds: Sequence[Any], peculiar: int) -> Repetition | None:
+    """How blocks of these kinds repeat; None if they do not, or too seldom for two models to be cheaper.
 
     Args:
-        peculiar: how many blocks at each end of a stack differ from the inner ones.
+        kinds: of each block, from the first to the last.
+        peculiar: how many blocks at each end differ from all others in what they hold.
     """
-    return 2 * (peculiar + 1), 2 * (peculiar + 1) + 1
+    depth = len(kinds)
+    for first in range(_MOST_FIRST + 1):
+        for period in range(1, depth // 4 + 1):
+            if any(kinds[at] != kinds[at + period] for at in range(first, depth - period)):
+                continue
+            # what all blocks of a kind share, as a mask, is made by the first and freed by the last of them
+            places = [kinds.index(kinds[at], first) for at in range(first, first + period)]
+            places_from_end = [
+                list(reversed(kinds)).index(kinds[at]) for at in range(first, first + period)
+            ]
+            peculiar_first, peculiar_last = max(places) + peculiar, max(places_from_end) + peculiar
+            outer_first, outer_last = peculiar_first + period, peculiar_last + period
+            outer_last += (depth - outer_first - outer_last) % period
+            found = Repetition(depth, period, peculiar_first, peculiar_last, outer_first, outer_last)
+            return found if len(found.shallow) + len(found.deeper) < depth else None
+    return None
 
 
 def extrapolate(low: Any, high: Any, steps: int) -> Any:
@@ -35,29 +87,25 @@ def extrapolate(low: Any, high: Any, steps: int) -> Any:
 
 
 def segments_at_depth(
-    shallow: list[Segment], deeper: list[Segment], depth: int, peculiar: int
+    shallow: list[Segment], deeper: list[Segment], repetition: Repetition
 ) -> list[Segment] | None:
-    """The outer segments of a model of `depth` blocks, from two models with few.
+    """The outer segments of a whole model, from two models of some of its blocks.
 
     Args:
-        shallow: segments of a step of a model with `shallow_depths(peculiar)[0]` blocks in each stack.
-        deeper: segments of a step of a model with one more block in each stack.
-        depth: blocks in each stack of the model asked about.
-        peculiar: how many blocks at each end of a stack differ from the inner ones.
+        shallow: segments of a step of a model of the blocks `repetition.shallow`.
+        deeper: segments of a step of a model of the blocks `repetition.deeper`.
+        repetition: how the blocks repeat.
 
     Returns:
-        Segments whose maxima are those of the deep model; None if the blocks do not repeat exactly.
+        Segments whose maxima are those of the whole model; None if the blocks do not repeat exactly.
     """
-    shallow_depth, deeper_depth = shallow_depths(peculiar)
-    outer = peculiar + 1
-    low_by_key = _by_key(shallow, shallow_depth, outer)
-    high_by_key = _by_key(deeper, deeper_depth, outer)
-    if low_by_key.keys() != high_by_key.keys() or not _repeats(deeper, deeper_depth, peculiar):
+    low_by_key = _by_key(shallow, len(repetition.shallow), repetition)
+    high_by_key = _by_key(deeper, len(repetition.deeper), repetition)
+    if low_by_key.keys() != high_by_key.keys() or not _repeats(deeper, repetition):
         return None
-    steps = depth - shallow_depth
     extrapolated = []
     for key, low in low_by_key.items():
-        high = high_by_key[key]
+        high, steps = high_by_key[key], repetition.steps
         extrapolated.append(
             Segment(
                 low.mark,
@@ -70,7 +118,7 @@ def segments_at_depth(
     return extrapolated
 
 
-def _by_key(segments: list[Segment], depth: int, outer: int) -> dict[Key, Segment]:
+def _by_key(segments: list[Segment], depth: int, repetition: Repetition) -> dict[Key, Segment]:
     """Segments by their place in a model of any depth.
 
     Leaves out inner blocks. Blocks near the end count from the end, so that they match at another depth.
@@ -80,26 +128,28 @@ def _by_key(segments: list[Segment], depth: int, outer: int) -> dict[Key, Segmen
     for segment in segments:
         mark, block = segment.mark, ""
         if mark.block is not None:
-            if outer <= mark.block < depth - outer:
+            if repetition.outer_first <= mark.block < depth - repetition.outer_last:
                 continue
-            block = f"{mark.block if mark.block < outer else mark.block - depth}"
+            block = f"{mark.block if mark.block < repetition.outer_first else mark.block - depth}"
         key = (mark.phase, str(mark.micro_step), mark.stack, block, mark.operation)
         seen[key] = seen.get(key, -1) + 1
         by_key[(*key, str(seen[key]))] = segment
     return by_key
 
 
-def _repeats(segments: list[Segment], depth: int, peculiar: int) -> bool:
+def _repeats(segments: list[Segment], repetition: Repetition) -> bool:
     """Whether the inner blocks of each stack repeat.
 
-    They do if all hold and release equal bytes in the same order, and the peak changes by equal bytes from
-    each block to the next.
+    They do if all blocks of a kind hold and release equal bytes in the same order, and the peak changes by
+    equal bytes from each of them to the next.
     """
+    inner_numbers = range(repetition.peculiar_first, len(repetition.deeper) - repetition.peculiar_last)
     inner_blocks: dict[Key, list[Segment]] = {}
     for segment in segments:
         mark = segment.mark
-        if mark.block is not None and peculiar <= mark.block < depth - peculiar:
-            key = (mark.phase, str(mark.micro_step), mark.stack)
+        if mark.block is not None and mark.block in inner_numbers:
+            place = mark.block % repetition.period
+            key = (mark.phase, str(mark.micro_step), mark.stack, str(place))
             inner_blocks.setdefault(key, []).append(segment)
     for blocks in inner_blocks.values():
         if len({segment.changes for segment in blocks}) > 1:

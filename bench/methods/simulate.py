@@ -3,8 +3,9 @@
 In: a trial and its platform. Out: a `Simulation`: columns, and the work of the step's operations. `build`
 and `run_one_step` run as they do in a measurement, inside `fake_execution`, and the tracker that
 attributes a measured step says what the allocator would have held. Blocks repeat, so the step of a deep
-model is extrapolated from those of two shallow ones (`depth.segments_at_depth`), or the whole model is
-simulated where its blocks do not repeat exactly.
+model is extrapolated from those of two models of some of its blocks (`depth.segments_at_depth`), or the
+whole model is simulated where its blocks do not repeat exactly. Micro-steps repeat, too
+(`Run.micro_batches`).
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from bench.memory.timeline import Segment
 from bench.memory.tracker import Tracker
 from bench.methods import observe, roofline
-from bench.methods.depth import extrapolate, segments_at_depth, shallow_depths
+from bench.methods.depth import extrapolate, repetition_of, segments_at_depth
 from bench.methods.fake_execution import fake_execution
 from bench.trial.columns import Columns, Simulation, Work
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
+from bench.workload.architectures import on_meta
 from bench.workload.build import build
+from bench.workload.shortened import block_kinds, shortened
+from bench.workload.state import REPEATED
 from bench.workload.train_step import run_one_step
 
 
@@ -44,22 +49,45 @@ def simulate(trial: Trial, platform: Platform) -> Simulation:
 
 def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[Segment]]:
     """A steady step's sizes, evidence and work, and its segments."""
+    work: Work = Counter()
     with fake_execution(trial, platform):
         run = build(trial, torch.device("cpu"), platform=platform)
         columns = observe.size_columns(run)
-        work: Work = Counter()
-        with Tracker(run, lambda *operation: work.update(roofline.work_of(*operation))) as tracker:
+
+        def count(*operation: Any) -> None:
+            times = 1 + (run.passed_over if tracker.micro_step == REPEATED else 0)
+            for entry, number in roofline.work_of(*operation).items():
+                work[entry] += times * number
+
+        with Tracker(run, count) as tracker:
             run_one_step(run, tracker.enter_phase)  # makes the optimizer's state
             tracker.begin()
             work.clear()
             columns["evidence"] = observe.collect_evidence(
                 run, lambda: run_one_step(run, tracker.enter_phase)
             )
+    segments = tracker.segments()
+    if run.passed_over and not _micro_steps_repeat(segments):
+        return _simulate_step(replace(trial, whole=True), platform)
     if platform.has_caching_allocator:
         allocator = tracker.allocator()
         columns["peak_allocated_bytes"] = allocator.peak_bytes
-        columns["peak_reserved_bytes"] = allocator.reserved_bytes
-    return Simulation(columns, work), tracker.segments()
+        if not run.passed_over:  # what it reserves depends on all that came before
+            columns["peak_reserved_bytes"] = allocator.reserved_bytes
+    return Simulation(columns, work), segments
+
+
+def _micro_steps_repeat(segments: list[Segment]) -> bool:
+    """Whether the micro-step that stands for those passed over holds what the one before it holds."""
+    before, repeated = (
+        [
+            (s.mark.phase, s.mark.stack, s.mark.block, s.peak, s.at_peak, s.changes)
+            for s in segments
+            if s.mark.micro_step == number
+        ]
+        for number in (REPEATED - 1, REPEATED)
+    )
+    return before == repeated
 
 
 def _whole(trial: Trial, platform: Platform) -> Simulation:
@@ -69,28 +97,50 @@ def _whole(trial: Trial, platform: Platform) -> Simulation:
 
 
 def _extrapolated(trial: Trial, platform: Platform) -> Simulation | None:
-    """The deep model's step from two shallow ones; None where that is not exact, or saves nothing.
+    """The step of a deep model from those of two models of some of its blocks.
+
+    Returns None where that is not exact, or saves nothing.
 
     Leaves out the caching allocator's columns: its segments do not grow by equal bytes with every block.
     """
     peculiar = 2 if trial.fsdp.shards else 1  # FSDP gathers one block ahead
-    shallow_depth, deeper_depth = shallow_depths(peculiar)
-    depth = trial.model.layers
-    if trial.model.pretrained or depth <= shallow_depth + deeper_depth:
+    kinds = _block_kinds(trial)
+    repetition = repetition_of(kinds, peculiar) if kinds else None
+    if kinds is None or repetition is None:
         return None
-    shallow, shallow_segments = _simulate_step(_with_layers(trial, shallow_depth), platform)
-    deeper, deeper_segments = _simulate_step(_with_layers(trial, deeper_depth), platform)
-    segments = segments_at_depth(shallow_segments, deeper_segments, depth, peculiar)
+    simulated = []
+    for kept in (repetition.shallow, repetition.deeper):
+        part = replace(trial, model=shortened(trial.model, kept))
+        if _block_kinds(part) != [kinds[number] for number in kept]:
+            return None
+        simulated.append(_simulate_step(part, platform))
+    (shallow, shallow_segments), (deeper, deeper_segments) = simulated
+    segments = segments_at_depth(shallow_segments, deeper_segments, repetition)
     if segments is None:
         return None
-    work = roofline.work_at_depth(shallow.work, deeper.work, depth - shallow_depth)
-    columns: Columns = extrapolate(shallow.columns, deeper.columns, depth - shallow_depth)
+    work = roofline.work_at_depth(shallow.work, deeper.work, repetition.steps)
+    columns: Columns = extrapolate(shallow.columns, deeper.columns, repetition.steps)
     columns.pop("peak_allocated_bytes", None)
     columns.pop("peak_reserved_bytes", None)
     fraction = columns["trainable_param_count"] / columns["param_count"]
-    columns["evidence"]["trainable_fraction"] = fraction  # the only number that is not linear in depth
+    columns["evidence"]["trainable_fraction"] = fraction
+    _extrapolate_share(columns["evidence"], shallow.columns, deeper.columns, repetition.steps)
     return Simulation(columns | observe.peak_columns(segments), work)
 
 
-def _with_layers(trial: Trial, layers: int) -> Trial:
-    return replace(trial, model=replace(trial.model, layers=layers))
+def _extrapolate_share(evidence: dict[str, Any], low: Columns, high: Columns, steps: int) -> None:
+    """Corrects the share of quantised weights: a quotient of two numbers that are linear in depth."""
+    if "quantised_share" not in evidence:
+        return
+    quantised, total = (
+        extrapolate(low["evidence"][name], high["evidence"][name], steps)
+        for name in ("quantised_params", "base_params")
+    )
+    evidence["quantised_share"] = quantised / total
+
+
+def _block_kinds(trial: Trial) -> list[Any] | None:
+    """What each block of the model consists of; of a family that is given by numbers all are alike."""
+    if not trial.model.by_config:
+        return [None] * trial.model.layers
+    return block_kinds(on_meta(trial))

@@ -15,6 +15,8 @@ from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import DTYPES, blocks_of
 
+REPEATED = 3  # the number of the micro-step that stands for all between it and the last
+
 
 class NotInForceError(RuntimeError):
     """A technique that the trial asked for was not in force, so its numbers would be wrong."""
@@ -73,6 +75,23 @@ class Run:
     def is_fake(self) -> bool:
         """Whether tensors are fake, with shapes and no data, and the other ranks do not exist."""
         return self.trial.method == "simulate"
+
+    @property
+    def passed_over(self) -> int:
+        """Micro-steps that a simulated step passes over, since they hold what the one before them holds.
+
+        In the first gradients are made, in the last they may be reduced; those between are alike. All
+        batches exist from the start.
+        """
+        passes_over = self.is_fake and not self.trial.whole
+        return max(0, len(self.batches) - REPEATED - 1) if passes_over else 0
+
+    @property
+    def micro_batches(self) -> list[dict[str, torch.Tensor]]:
+        """The batches that a training step goes through, one for each micro-step."""
+        if not self.passed_over:
+            return self.batches
+        return [*self.batches[:REPEATED], self.batches[-1]]
 
     def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """The transformer blocks themselves, whatever wraps them."""

@@ -30,11 +30,11 @@ def step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
     Returns:
         The mean loss over the micro-steps, a scalar on the device: reading it would synchronise.
     """
-    count = len(run.batches)
+    count, batches = len(run.batches), run.micro_batches
     total = torch.zeros((), device=run.device)
-    for index, batch in enumerate(run.batches):
+    for batch in batches:
         enter("forward")
-        with run.gradient_sync(run.model, index == count - 1):
+        with run.gradient_sync(run.model, batch is batches[-1]):
             with run.autocast(), run.saved_tensors():
                 # .loss alone: holding the whole output would keep the logits alive through backward
                 loss = run.model(**batch).loss / count

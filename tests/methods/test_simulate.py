@@ -11,6 +11,7 @@ from bitsandbytes.backends import utils as bnb_utils
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.methods import simulate
+from bench.methods.depth import repetition_of
 from bench.trial.platform import CPU, CUDA, Platform, platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
@@ -66,6 +67,62 @@ def test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(
     assert (whole.pop("peak_reserved_bytes", None) is None) == (platform == CPU)
     assert extended == {name: whole[name] for name in extended}
     assert whole.keys() - extended.keys() == {"peak_allocated_bytes"}
+
+
+SMALL_MIXTURE = """model=gpt-oss-20b model.config.hidden_size=64 model.config.intermediate_size=64
+model.config.num_attention_heads=4 model.config.num_key_value_heads=2 model.config.head_dim=16
+model.config.num_local_experts=4 model.config.vocab_size=300 model.config.num_hidden_layers=20
+micro_batch_size=1 seq_len=24"""
+SMALL_LATENT = """model=deepseek-v3 model.config.hidden_size=64 model.config.intermediate_size=96
+model.config.moe_intermediate_size=32 model.config.num_attention_heads=2 model.config.num_key_value_heads=2
+model.config.q_lora_rank=32 model.config.kv_lora_rank=32 model.config.qk_nope_head_dim=16
+model.config.qk_rope_head_dim=16 model.config.v_head_dim=16 model.config.n_routed_experts=8
+model.config.n_group=2 model.config.topk_group=1 model.config.num_experts_per_tok=2
+model.config.vocab_size=300 model.config.num_hidden_layers=18 micro_batch_size=1 seq_len=24"""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        f"{SMALL_MIXTURE} precision=nf4 lora=on checkpointing=on",
+        pytest.param(f"{SMALL_LATENT} precision=bf16_pure lora=on", marks=pytest.mark.slow),
+        pytest.param(f"{SMALL_LATENT} precision=nf4 lora=on checkpointing=on", marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_that_repeat_in_a_period_are_extended_to_the_byte(overrides: str) -> None:
+    """gpt-oss alternates local and global attention; DeepSeek begins with three dense blocks."""
+    test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(overrides, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shallow", "deeper"),
+    [
+        ("a" * 10, [0, 1, 8, 9], [0, 1, 2, 8, 9]),
+        ("ab" * 10, [0, 1, 2, 3, 16, 17, 18, 19], [0, 1, 2, 3, 4, 5, 16, 17, 18, 19]),
+        ("ddd" + "m" * 20, [0, 1, 2, 3, 4, 21, 22], [0, 1, 2, 3, 4, 5, 21, 22]),
+    ],
+)
+def test_blocks_that_stand_for_all(kinds: str, shallow: list[int], deeper: list[int]) -> None:
+    repetition = repetition_of(list(kinds), peculiar=1)
+    assert repetition is not None
+    assert (repetition.shallow, repetition.deeper) == (shallow, deeper)
+    assert len(shallow) + repetition.steps * repetition.period == len(kinds)
+
+
+@pytest.mark.parametrize("kinds", ["abcdefghijklmnop", "a" * 9, "aab" * 4])
+def test_blocks_that_do_not_repeat_often_enough(kinds: str) -> None:
+    assert repetition_of(list(kinds), peculiar=1) is None
+
+
+@pytest.mark.parametrize(
+    "overrides", ["precision=bf16", "fsdp=full_shard fsdp.world_size=2 checkpointing=on"]
+)
+def test_micro_steps_passed_over_change_nothing(overrides: str) -> None:
+    """16 micro-steps cost as much to simulate as 4, and are the whole ones to the byte."""
+    words = ("grad_accum_steps=7", "micro_batch_size=1", "seq_len=16", *overrides.split())
+    short, whole = (simulated(*words, f"whole={whole}", platform=CUDA) for whole in ("false", "true"))
+    assert whole.pop("peak_reserved_bytes") > 0
+    assert short == whole
 
 
 def test_a_model_that_saves_nothing_is_simulated_whole() -> None:

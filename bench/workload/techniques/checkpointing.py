@@ -79,7 +79,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             hook.remove()
         if run.trial.workload.inference:
             return {"blocks": len(hooks)}
-        steps = run.trial.grad_accum_steps
+        steps = len(run.micro_batches)
         recomputed = sum(1 for n in calls.values() if n > steps)
         if run.trial.checkpointing.name != "off" and (not hooks or recomputed < len(hooks)):
             raise NotInForceError(f"checkpointing: {recomputed} of {len(hooks)} blocks were recomputed")

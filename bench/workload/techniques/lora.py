@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import peft
 from peft.tuners.lora.layer import ParamWrapper
+from peft.utils import transformers_weight_conversion as weight_conversion
 from torch import nn
 
 from bench.workload.experts import fused_experts
 from bench.workload.state import NotInForceError, Run
-from bench.workload.tensors import parameter_counts, quantised_linears
+from bench.workload.tensors import parameter_counts
 
 
 def apply(run: Run) -> None:
@@ -23,30 +25,40 @@ def apply(run: Run) -> None:
     targets: str | list[str] = lora.targets
     if lora.targets != "all-linear":
         targets = lora.targets.split("+")
-    elif run.trial.precision.quantization == "nf4" and any(fused_experts(run.model.modules())):
-        targets = _quantised_linears_alone(run.model)
-    seq2seq = run.model.config.is_encoder_decoder  # type: ignore[union-attr]
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
+        task_type=_task_type(run.model),
     )
     if isinstance(targets, list):
         _require_all(targets, run.model)
-    run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+    with _linears_alone(run):
+        run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
 
 
-def _quantised_linears_alone(model: nn.Module) -> str:
-    """A regular expression of the names of the quantised linears, and of nothing else.
+def _task_type(model: Any) -> str | None:
+    """peft's word for what the model is trained for; None for a masked language model, which has none."""
+    if model.config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
-    For some mixtures of experts peft takes "all-linear" to mean the fused experts too: they were linears in
-    transformers 4. Its adapter of a parameter cannot lie over bitsandbytes' 4-bit parametrization
-    (ParamWrapper in peft/tuners/lora/layer.py makes the packed parameter require gradients).
+
+def _linears_alone(run: Run) -> AbstractContextManager[Any]:
+    """Inside, peft takes module names as they are where experts will be stored in 4 bits.
+
+    For mixtures of experts peft takes the names of projections, "all-linear" included, to mean the fused
+    experts too, which were linears in transformers 4. Its adapter of a parameter cannot lie over the 4-bit
+    parametrization of bitsandbytes (ParamWrapper in peft/tuners/lora/layer.py makes the packed parameter
+    require gradients), so there only linears get adapters.
     """
-    linears = set(quantised_linears(model))
-    return "|".join(re.escape(name) for name, module in model.named_modules() if module in linears)
+    packs_experts = run.trial.precision.quantization == "nf4" and any(fused_experts(run.model.modules()))
+    if not packs_experts:
+        return nullcontext()
+    return mock.patch.object(
+        weight_conversion, "convert_peft_config_for_transformers", lambda *_, **__: None
+    )
 
 
 def _require_all(targets: list[str], model: nn.Module) -> None:

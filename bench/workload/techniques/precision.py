@@ -122,8 +122,8 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
     return linear  # type: ignore[no-any-return]
 
 
-def _quantised_share(run: Run) -> float:
-    """The share of the base model's weights, in elements, that is stored or multiplied quantised.
+def _quantised_share(run: Run) -> dict[str, float]:
+    """The base model's weights, in elements, and how many of them are stored or multiplied quantised.
 
     Raises:
         NotInForceError: most of the blocks' matrices are not.
@@ -143,7 +143,7 @@ def _quantised_share(run: Run) -> float:
             f"precision={run.trial.precision.name}: {share / total:.0%} of the weights are quantised; "
             f"{names[plain[0]]} and others of the blocks are not"
         )
-    return share / total
+    return {"base_params": total, "quantised_params": share, "quantised_share": share / total}
 
 
 def _outliers(modules: list[nn.Module]) -> dict[str, float]:
@@ -180,7 +180,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             found[f"{asked}_modules"] = len(modules)
             if experts := list(quantised_experts(run.model)):
                 found[f"{asked}_experts"] = len(experts)
-            found["quantised_share"] = _quantised_share(run)
+            found |= _quantised_share(run)
             stored = {m.weight.dtype for m in modules}
             found["quantised_weight_dtypes"] = sorted(str(d).removeprefix("torch.") for d in stored)
             found |= _outliers(modules)
