@@ -1,6 +1,6 @@
 """What operations allocate inside themselves, where a dispatch mode sees no tensor.
 
-On a CPU four kinds can be predicted; the rest is `untracked_bytes`. For CUDA's see `cuda_kernels.py`.
+On a CPU five kinds can be predicted; the rest is `untracked_bytes`. For CUDA's see `cuda_kernels.py`.
   bitsandbytes   its CPU kernels are Python: run by `run_decomposed`, everything they make is seen. The
                  native code that they call at the end works in place.
   mixed dtypes   an elementwise kernel first copies the operands that are not in the common dtype
@@ -8,6 +8,9 @@ On a CPU four kinds can be predicted; the rest is `untracked_bytes`. For CUDA's 
   bmm            oneDNN's, for 16-bit types, first copies operands that are neither contiguous nor
                  transposed: the output head's weight once for each sequence, where logits are made of the
                  last position alone (mkldnn_matmul in ATen/native/mkldnn/Matmul.cpp)
+  attention      flash attention gives each thread buffers for the scores of one tile, in float32 and in the
+                 inputs' type, and its backward copies a gradient that does not lie as its result will
+                 (cpu_flash_attention and its backward in ATen/native/cpu/FlashAttentionKernel.cpp)
   collectives    gloo reduce-scatters a copy of its input and gathers into a copy of its output
                  (ProcessGroupGloo::reduce_scatter_tensor_coalesced, AsyncAllgatherWork)
 """
@@ -27,6 +30,8 @@ from bench.workload.tensors import tensors_in
 
 _ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 _TENSOR_REFERENCES, _STORAGE_REFERENCES = 4, 2
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 _COPIED_ARGUMENT = {  # by its place in the call
     torch.ops.c10d._reduce_scatter_base_.default: 1,
     torch.ops.c10d._allgather_base_.default: 0,
@@ -90,7 +95,7 @@ def run_decomposed(
         return True, func._op_dk(body, *args, **kwargs)
 
 
-def workspace_bytes(func: Any, args: Any, result: Any, platform: Platform) -> int:
+def workspace_bytes(func: Any, args: Any, result: Any, platform: Platform, threads: int) -> int:
     """Bytes that live only while the operation runs, on top of its operands and its result.
 
     Args:
@@ -98,9 +103,16 @@ def workspace_bytes(func: Any, args: Any, result: Any, platform: Platform) -> in
         args: its positional arguments.
         result: what it returned.
         platform: what it runs on, or would.
+        threads: how many threads share the work on a CPU.
     """
     if platform.runs_cuda_kernels:
         return cuda_kernels.workspace_bytes(func, args)
+    if func is _FLASH:
+        return threads * _tile_bytes(args[0], args[1])
+    if func is _FLASH_BACKWARD:
+        grad, query, key = args[:3]
+        copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.nbytes
+        return int(copied) + threads * _tile_backward_bytes(query, key)
     if func is torch.ops.aten.bmm.default:
         return _rearranged_bytes(*args) if platform.bmm_copies_operands else 0
     if platform.collectives_are_gloo and func in _COPIED_ARGUMENT:
@@ -131,3 +143,22 @@ def _rearranged_bytes(first: torch.Tensor, second: torch.Tensor) -> int:
 def _is_taken_as_it_is(tensor: torch.Tensor) -> bool:
     _, rows, columns = tensor.shape
     return tensor.is_contiguous() or tensor.stride() == (rows * columns, 1, rows)
+
+
+def _tile(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int, int]:
+    """Rows and columns of the tile of scores that a thread holds, and bytes of a score in 16 bits, if any."""
+    length = query.shape[2]
+    rows = 256 if length >= 768 else 64 if length >= 192 else 32
+    return min(rows, length), min(512, key.shape[2]), 2 if query.itemsize == 2 else 0
+
+
+def _tile_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
+    """A thread's buffers in the forward: a tile's scores, their maxima and sums, and its output."""
+    rows, columns, narrow = _tile(query, key)
+    return 4 * (rows * columns + 2 * rows + rows * query.shape[3]) + narrow * rows * columns
+
+
+def _tile_backward_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
+    """A thread's buffers in the backward: a tile's scores and their gradient, and its row sums."""
+    rows, columns, narrow = _tile(query, key)
+    return 2 * (4 + narrow) * rows * columns + 4 * rows

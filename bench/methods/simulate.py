@@ -14,16 +14,18 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from bench.memory.timeline import Segment
 from bench.memory.tracker import Tracker
 from bench.methods import observe, roofline
 from bench.methods.depth import extrapolate, segments_at_depth, shallow_depths
-from bench.methods.fake_execution import fake_execution
+from bench.methods.fake_execution import fake_execution, without_real_tensors
 from bench.trial.columns import Columns, Simulation, Work
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.build import build
+from bench.workload.state import CannotCombineError
 from bench.workload.train_step import run_one_step
 
 
@@ -33,9 +35,18 @@ def simulate(trial: Trial, platform: Platform) -> Simulation:
     Args:
         trial: what to predict.
         platform: what it would run on: CPU or CUDA.
+
+    Raises:
+        CannotCombineError: the architecture's code makes tensors whose sizes depend on data.
     """
     started = time.perf_counter()
-    simulation = (None if trial.whole else _extrapolated(trial, platform)) or _whole(trial, platform)
+    try:
+        simulation = (None if trial.whole else _extrapolated(trial, platform)) or _whole(trial, platform)
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise CannotCombineError(
+            f"method=simulate has no data, and in {trial.model.label} the size of a tensor depends on data "
+            f"({error.func}): measure it"
+        ) from error
     columns = simulation.columns
     columns.setdefault("peak_allocated_bytes", columns["tracked_peak_bytes"])
     columns["simulation_seconds"] = time.perf_counter() - started
@@ -46,6 +57,7 @@ def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[S
     """A steady step's sizes, evidence and work, and its segments."""
     with fake_execution(trial, platform):
         run = build(trial, torch.device("cpu"), platform=platform)
+        without_real_tensors(run.model)
         columns = observe.size_columns(run)
         work: Work = Counter()
         with Tracker(run, lambda *operation: work.update(roofline.work_of(*operation))) as tracker:

@@ -30,6 +30,7 @@ from bench.trial.outcome import in_one_line
 from bench.trial.platform import platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
+from bench.workload.state import CannotCombineError
 
 Send = Callable[[str, Any], None]
 
@@ -68,6 +69,8 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
             dist.barrier()
             dist.destroy_process_group()
         send("ok", columns)
+    except CannotCombineError as error:
+        send("skipped", {"reason": str(error)})
     except BaseException as error:
         send(*_last_word(error, device, columns))
 

@@ -36,7 +36,7 @@ def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform 
         technique.apply(run)
     if trial.workload.inference:
         run.model.eval().requires_grad_(False)
-    run.batches = _batches(trial, int(run.model_config.vocab_size), device, rank)
+    run.batches = _batches(trial, trial.model.vocab_size, device, rank)
     return run
 
 

@@ -20,6 +20,13 @@ class NotInForceError(RuntimeError):
     """A technique that the trial asked for was not in force, so its numbers would be wrong."""
 
 
+class CannotCombineError(ValueError):
+    """A technique and an architecture, each valid, that cannot be combined; the message is one sentence.
+
+    Only the built model shows it, so no rule of `trial/skip_rules.py` could say it before.
+    """
+
+
 class _Offload(Protocol):
     offloaded_bytes: int
 

@@ -8,12 +8,18 @@ from typing import Any
 import peft
 from torch import nn
 
-from bench.workload.state import NotInForceError, Run
-from bench.workload.tensors import parameter_counts
+from bench.trial.outcome import in_one_line
+from bench.workload.state import CannotCombineError, NotInForceError, Run
+from bench.workload.tensors import computes_as_linear, parameter_counts, quantised_linears
 
 
 def apply(run: Run) -> None:
-    """Wraps the model by peft, the adapters on meta like everything else at this point."""
+    """Wraps the model by peft, the adapters on meta like everything else at this point.
+
+    Raises:
+        CannotCombineError: peft cannot adapt a module of this architecture.
+        ValueError: `lora.targets` names no module of it.
+    """
     lora = run.trial.lora
     if not lora.enabled:
         return
@@ -26,11 +32,27 @@ def apply(run: Run) -> None:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=_other_than_linear(run.model) if lora.targets == "all-linear" else None,
         task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
     )
     if isinstance(targets, list):
         _require_all(targets, run.model)
-    run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+    try:
+        run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        kind = run.model.config.model_type  # type: ignore[union-attr]
+        raise CannotCombineError(f"peft cannot adapt {kind}: {in_one_line(error)}") from error
+
+
+def _other_than_linear(model: nn.Module) -> list[str] | None:
+    """Modules that are linears to peft and compute something else: routers that return what they chose."""
+    quantised = set(quantised_linears(model))
+    others = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module not in quantised and not computes_as_linear(module)
+    ]
+    return others or None
 
 
 def _require_all(targets: list[str], model: nn.Module) -> None:
