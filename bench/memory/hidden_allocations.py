@@ -146,7 +146,7 @@ def _is_taken_as_it_is(tensor: torch.Tensor) -> bool:
 
 
 def _tile(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int, int]:
-    """Rows and columns of the tile of scores that a thread holds, and bytes of a score in 16 bits, if any."""
+    """Rows and columns of the tile of scores that a thread holds, and bytes of a 16-bit score, if any."""
     length = query.shape[2]
     rows = 256 if length >= 768 else 64 if length >= 192 else 32
     return min(rows, length), min(512, key.shape[2]), 2 if query.itemsize == 2 else 0

@@ -113,7 +113,7 @@ def config_of(model: Model) -> Any:
 
 
 def _with_real_floats(value: Any) -> Any:
-    """What a config.json holds, with infinities as floats: transformers writes {"__float__": "Infinity"}."""
+    """What a config.json holds, with floats for what transformers writes as {"__float__": "Infinity"}."""
     if isinstance(value, dict):
         if value.keys() == {"__float__"}:
             return float(value["__float__"])
