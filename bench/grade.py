@@ -4,8 +4,8 @@ It predicts each measured trial by simulation and by both formulas, without a de
 by technique. The table is also written to DIR/report/grades.md, every trial to DIR/report/grades.csv.
 `grid=true` first measures the tests' grid of configurations on the CPU; `sample=40` measures 40 random ones
 (`seed=0`). `architectures=true` asks whether every language model of the installed transformers is measured
-and simulated alike, and writes docs/architectures.md; with `sample=8` it asks eight of them, and the page is
-in DIR/report/. Interrupted, the same command goes on. Exit codes: 0; 1 if there is nothing to grade, or a
+and simulated alike, and writes docs/architectures.md; with `sample=8` it asks eight, and the page is in
+DIR/report/. Interrupted, the same command goes on. Exit codes: 0; 1 if there is nothing to grade, or a
 trial could not be graded; 2 if the command line is wrong.
 """
 

@@ -28,7 +28,13 @@ from bench.memory import cuda_kernels
 from bench.trial.platform import Platform
 from bench.workload.tensors import tensors_in
 
-_ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+_ADD = torch.ops.aten.add.Tensor
+_IN_PLACE = {
+    _ADD: torch.ops.aten.add_.Tensor,
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
+}
 _TENSOR_REFERENCES, _STORAGE_REFERENCES = 4, 2
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -38,23 +44,31 @@ _COPIED_ARGUMENT = {  # by its place in the call
 }
 
 
-def as_accumulated_in_place(func: Any, args: Any) -> Any:
-    """The operation that autograd's engine would have called if no dispatch mode were active.
+def as_done_in_place(func: Any, args: Any) -> Any:
+    """The operation that autograd would have called if no dispatch mode were active.
 
-    The engine adds a second gradient in place if it holds the last reference to the first one. With a mode
-    active it never does (can_accumulate_inplace in torch/csrc/autograd/input_buffer.cpp asks
-    isTensorSubclassLike). Seen from inside a mode, a tensor of which the engine holds the last reference
-    has `_TENSOR_REFERENCES` and `_STORAGE_REFERENCES`: the engine's, the call's and Python's.
+    The engine adds a second gradient in place if it holds the last reference to the first one, and the
+    backward of a look-up (gather, index, index_select) fills its new zeros in place. With a mode active
+    neither does (can_accumulate_inplace in torch/csrc/autograd/input_buffer.cpp, gather_backward and others
+    ask isTensorSubclassLike). Seen from inside a mode, a tensor of which they hold the last reference has
+    `_TENSOR_REFERENCES` and `_STORAGE_REFERENCES`: theirs, the call's and Python's.
     """
-    if func is not _ADD or torch.is_grad_enabled() or not isinstance(args[1], torch.Tensor):
+    in_place = _IN_PLACE.get(func)
+    if in_place is None or torch.is_grad_enabled():
         return func
     first, second = args[:2]
     is_last_reference = (
         first._use_count() == _TENSOR_REFERENCES
         and torch._C._storage_Use_Count(first.untyped_storage()._cdata) == _STORAGE_REFERENCES
     )
-    alike = first.shape == second.shape and first.dtype == second.dtype
-    return _ADD_IN_PLACE if is_last_reference and alike else func
+    if func is _ADD and not _are_alike(first, second):
+        return func
+    return in_place if is_last_reference else func
+
+
+def _are_alike(first: torch.Tensor, second: Any) -> bool:
+    same_shape = isinstance(second, torch.Tensor) and second.shape == first.shape
+    return same_shape and second.dtype == first.dtype
 
 
 @cache

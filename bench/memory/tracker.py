@@ -122,7 +122,7 @@ class Tracker:
         if platform.collectives_are_gloo and threading.get_ident() != self._thread:
             return func(*args, **kwargs)  # gloo's: hidden_allocations.py counts what its collectives copy
         if self._phase == "backward":
-            func = hidden_allocations.as_accumulated_in_place(func, args)
+            func = hidden_allocations.as_done_in_place(func, args)
         if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
             self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
         was_decomposed, result = False, None

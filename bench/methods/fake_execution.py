@@ -24,7 +24,7 @@ from bitsandbytes.backends.cpu import ops as bnb_kernels
 from bitsandbytes.nn import modules as bnb_modules
 from torch import nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,6 +50,9 @@ class _ScalarValues(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if _is_arithmetic_of_sizes(func, args):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             if dtype == torch.bool:
@@ -132,6 +135,18 @@ def _grouped_product(first: torch.Tensor, second: torch.Tensor, ends: torch.Tens
     padded = -(-columns // step) * step
     strides = [rows * padded, padded, 1][-len(groups) - 2 :]
     return torch.empty_strided([*groups, rows, columns], strides, dtype=first.dtype, device=first.device)
+
+
+def _is_arithmetic_of_sizes(func: Any, args: Any) -> bool:
+    """Whether an operation on tensors got whole numbers alone: torch.div of two sizes, read as a size."""
+    if not args or str(func._schema.arguments[0].type) != "Tensor":
+        return False
+    return all(isinstance(value, int) or _is_real_number(value) for value in args)
+
+
+def _is_real_number(value: Any) -> bool:
+    is_real = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
+    return is_real and value.device.type == "cpu" and not value.dim() and value.dtype == torch.int64
 
 
 def _sizes_that_fit(whole: torch.Tensor, sizes: list[int], dim: int = 0) -> list[int]:

@@ -31,9 +31,7 @@ def test_a_diverse_sample_is_measured_and_simulated_alike(architecture: str, axi
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", AXES)
 def test_of_all_that_train_95_percent_agree(axis: str, tmp_path: Path) -> None:
-    found = [
-        conformance.verdict(name, axis) for name in ALL if conformance.untrained(name) is None
-    ]
+    found = [conformance.verdict(name, axis) for name in ALL if conformance.untrained(name) is None]
     possible = [v for v in found if v.status != "skipped"]
     others = [f"{v.architecture}: {v.status} {v.reason}" for v in possible if not v.conforms]
     assert len(others) <= 0.05 * len(possible), others
