@@ -13,6 +13,8 @@ from transformers.models.llama4.modeling_llama4 import Llama4Router
 from bench.analysis.shrunken_configs import shrunken
 from bench.processes.nodes import Seat
 from bench.processes.worker import run_rank
+from bench.workload.build import build
+from bench.workload.state import CannotCombineError
 from bench.workload.tensors import computes_as_linear
 from tests.conftest import make_trial
 
@@ -35,3 +37,17 @@ def test_an_architecture_without_blocks_is_skipped(tmp_path: Path, word: str, me
     kind, payload = said[-1]
     assert kind == "skipped"
     assert payload["reason"].startswith("openai-gpt has no")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "biogpt"])
+def test_more_tokens_than_positions_is_one_sentence(tmp_path: Path, architecture: str) -> None:
+    shrunken(architecture).save_pretrained(tmp_path)
+    trial = make_trial("method=simulate", f"model={tmp_path}", "device=cpu", "seq_len=129")
+    with pytest.raises(CannotCombineError, match="128 learned positions, fewer than 129 tokens"):
+        build(trial, torch.device("cpu"))
+
+
+def test_rotary_positions_have_no_table(tmp_path: Path) -> None:
+    shrunken("qwen3").save_pretrained(tmp_path)
+    trial = make_trial("method=simulate", f"model={tmp_path}", "device=cpu", "seq_len=129")
+    build(trial, torch.device("cpu"))
