@@ -98,7 +98,7 @@ def verdict(model_type: str, axis: str) -> Verdict:
     from bench.methods.measure import allocator_pass
     from bench.methods.simulate import simulate
     from bench.trial.platform import CPU
-    from bench.workload.state import CannotCombineError
+    from bench.workload.state import CannotExistError
 
     found = Verdict(model_type, axis)
     stage = "unmeasured"
@@ -109,7 +109,7 @@ def verdict(model_type: str, axis: str) -> Verdict:
         stage = "unsimulated"
         columns = simulate(replace(trial, method="simulate"), CPU).columns
         return replace(found, simulated_bytes=columns["peak_allocated_bytes"] or 0)
-    except CannotCombineError as error:
+    except CannotExistError as error:
         status = "skipped" if stage == "unmeasured" else stage
         return replace(found, status=status, reason=str(error))
     except Exception as error:  # of whatever kind an architecture raises
@@ -147,7 +147,7 @@ def walk(names: list[str], path: Path) -> Iterator[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # README: what CI grades
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(_PROCESSES, context, set_up, max_tasks_per_child=40) as pool:
+    with ProcessPoolExecutor(_PROCESSES, context, set_up) as pool:
         tasks = {
             pool.submit(verdicts, name, axes): name
             for name, axes in missing.items()

@@ -25,7 +25,7 @@ from bench.trial.columns import Columns, Simulation, Work
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.build import build
-from bench.workload.state import CannotCombineError
+from bench.workload.state import CannotExistError
 from bench.workload.train_step import run_one_step
 
 
@@ -37,13 +37,13 @@ def simulate(trial: Trial, platform: Platform) -> Simulation:
         platform: what it would run on: CPU or CUDA.
 
     Raises:
-        CannotCombineError: the architecture's code makes tensors whose sizes depend on data.
+        CannotExistError: the architecture's code makes tensors whose sizes depend on data.
     """
     started = time.perf_counter()
     try:
         simulation = (None if trial.whole else _extrapolated(trial, platform)) or _whole(trial, platform)
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
-        raise CannotCombineError(
+        raise CannotExistError(
             f"method=simulate has no data, and in {trial.model.label} the size of a tensor depends on data "
             f"({error.func}): measure it"
         ) from error

@@ -30,7 +30,7 @@ from bench.trial.outcome import in_one_line
 from bench.trial.platform import platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
-from bench.workload.state import CannotCombineError
+from bench.workload.state import CannotExistError
 
 Send = Callable[[str, Any], None]
 
@@ -69,7 +69,7 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
             dist.barrier()
             dist.destroy_process_group()
         send("ok", columns)
-    except CannotCombineError as error:
+    except CannotExistError as error:
         send("skipped", {"reason": str(error)})
     except BaseException as error:
         send(*_last_word(error, device, columns))
@@ -93,6 +93,8 @@ def _simulate(trial: Trial, columns: Columns, send: Send) -> None:
 
 def _last_word(error: BaseException, device: torch.device, columns: Columns) -> tuple[str, dict[str, Any]]:
     """The last message of a rank that failed; on an accelerator that ran out of memory, with its peaks."""
+    if isinstance(error, CannotExistError):
+        return "skipped", {"reason": in_one_line(error)}
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError, ValueError):  # the disk is full, or the text cannot be encoded
         print(text, file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from bench.trial.platform import Platform, platform_of
 from bench.trial.spec import Trial
 from bench.workload import architectures
-from bench.workload.state import CannotCombineError, Run
+from bench.workload.state import CannotExistError, Run
 from bench.workload.techniques import PLACING, SHAPING
 
 _SPARE_ROWS = 2
@@ -28,7 +28,7 @@ def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform 
 
     Raises:
         torch.OutOfMemoryError: the device cannot hold the model (RuntimeError on the CPU).
-        CannotCombineError: a technique cannot be applied to this architecture, or it has fewer positions
+        CannotExistError: a technique cannot be applied to this architecture, or it has fewer positions
             than tokens.
         ValueError: a technique's value does not fit this architecture.
     """
@@ -47,7 +47,7 @@ def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform 
 
 
 def _require_positions(run: Run) -> None:
-    """Raises CannotCombineError if positions are looked up in a table with fewer rows than tokens."""
+    """Raises CannotExistError if positions are looked up in a table with fewer rows than tokens."""
     model = run.trial.model
     tokens = max(run.trial.seq_len, run.trial.cached_tokens)
     if not 0 < model.max_positions < tokens:
@@ -56,7 +56,7 @@ def _require_positions(run: Run) -> None:
         is_table = isinstance(module, nn.Embedding) and ("pos" in name.lower() or name.endswith("wpe"))
         # a few rows more are for padding; a table of another size is of relative positions, or of pictures
         if is_table and model.max_positions <= module.num_embeddings <= model.max_positions + _SPARE_ROWS:
-            raise CannotCombineError(
+            raise CannotExistError(
                 f"{model.label} has {model.max_positions} learned positions, fewer than {tokens} tokens "
                 f"(seq_len={run.trial.seq_len})"
             )

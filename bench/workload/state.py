@@ -20,10 +20,10 @@ class NotInForceError(RuntimeError):
     """A technique that the trial asked for was not in force, so its numbers would be wrong."""
 
 
-class CannotCombineError(ValueError):
-    """A technique and an architecture, each valid, that cannot be combined; the message is one sentence.
+class CannotExistError(RuntimeError):
+    """This architecture does not allow the combination: the trial is skipped, with this reason.
 
-    Only the built model shows it, so no rule of `trial/skip_rules.py` could say it before.
+    For what only the built model shows; what a trial's own values show is a rule of `trial/skip_rules.py`.
     """
 
 

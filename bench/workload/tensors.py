@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from bench.workload.experts import quantised_experts
 from bench.workload.state import Run
 
 
@@ -76,6 +77,8 @@ def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                         yield tensor
         else:
             yield from _quantisation_state(module.quant_state)
+    for experts in quantised_experts(model):
+        yield from _quantisation_state(experts.state)
 
 
 def _quantisation_state(state: Any) -> Iterator[torch.Tensor]:
@@ -115,6 +118,7 @@ def parameter_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
     for module in quantised_linears(model):
         weight, rows, columns = module.weight, module.out_features, module.in_features
         sizes[weight] = rows * columns  # type: ignore[index,operator,assignment]
+    sizes |= {experts.packed: experts.elements for experts in quantised_experts(model)}
     return sizes
 
 

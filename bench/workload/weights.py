@@ -19,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.trial.spec import Trial
+from bench.workload import experts
 from bench.workload.architectures import DTYPES, auto_class, config_of
 
 Values = Callable[[str, torch.Size, torch.device], torch.Tensor]
@@ -76,8 +77,8 @@ def pretrained_values(trial: Trial) -> Values:
         tensor = state[name].detach()
         if tensor.shape != shape:  # a Conv1D that became a quantised Linear
             tensor = tensor.t()
-        moved: torch.Tensor = tensor.to(device)
-        return moved
+        copied: torch.Tensor = tensor.to(device, copy=True)  # on a CPU it is mapped from the file
+        return copied
 
     return values
 
@@ -107,13 +108,16 @@ def materialise(
         device: where the parameters will live.
         compute_dtype: what 4-bit weights are quantised from and computed in.
     """
-    for module in root.modules():
+    for module in list(root.modules()):  # quantised experts become modules of their own
         for key, meta in list(module._parameters.items()):
             if meta is None or meta.device.type != "meta":
                 continue
             if meta not in made:
                 shape = _unquantised_shape(module, meta)
                 tensor = values(canonical_name(names[meta]), shape, device)
+                if isinstance(meta, experts.Experts4bit):
+                    made[meta] = experts.quantise(module, key, tensor.to(compute_dtype), meta)
+                    continue
                 made[meta] = _parameter(module, meta, tensor, compute_dtype)
             module._parameters[key] = made[meta]
         for key, buffer in module._buffers.items():

@@ -20,7 +20,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from bench.workload.state import CannotCombineError, NotInForceError, Run
+from bench.workload.state import CannotExistError, NotInForceError, Run
 
 _MATMUL_AND_ATTENTION = (
     "aten::mm",
@@ -45,13 +45,13 @@ def apply(run: Run) -> None:
     """Wraps each block; `run.blocks` then holds the wrappers.
 
     Raises:
-        CannotCombineError: transformers marks no module of this architecture as a block.
+        CannotExistError: transformers marks no module of this architecture as a block.
     """
     level = run.trial.checkpointing.name
     if level == "off":
         return
     if not run.blocks:
-        raise CannotCombineError(
+        raise CannotExistError(
             f"{run.model_config.model_type} has no block that can be checkpointed: "
             "transformers makes none of its modules a GradientCheckpointingLayer"
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import peft
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
 from bench.trial.outcome import in_one_line
-from bench.workload.state import CannotCombineError, NotInForceError, Run
+from bench.workload.experts import fused_experts
+from bench.workload.state import CannotExistError, NotInForceError, Run
 from bench.workload.tensors import computes_as_linear, parameter_counts, quantised_linears
 
 
@@ -17,7 +20,7 @@ def apply(run: Run) -> None:
     """Wraps the model by peft, the adapters on meta like everything else at this point.
 
     Raises:
-        CannotCombineError: peft cannot adapt a module of this architecture.
+        CannotExistError: peft cannot adapt a module of this architecture.
         ValueError: `lora.targets` names no module of it.
     """
     lora = run.trial.lora
@@ -26,6 +29,8 @@ def apply(run: Run) -> None:
     targets: str | list[str] = lora.targets
     if lora.targets != "all-linear":
         targets = lora.targets.split("+")
+    elif run.trial.precision.quantization == "nf4" and any(fused_experts(run.model.modules())):
+        targets = _quantised_linears_alone(run.model)
     seq2seq = run.model.config.is_encoder_decoder  # type: ignore[union-attr]
     config = peft.LoraConfig(
         r=lora.rank,
@@ -41,7 +46,7 @@ def apply(run: Run) -> None:
         run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         kind = run.model.config.model_type  # type: ignore[union-attr]
-        raise CannotCombineError(f"peft cannot adapt {kind}: {in_one_line(error)}") from error
+        raise CannotExistError(f"peft cannot adapt {kind}: {in_one_line(error)}") from error
 
 
 def _other_than_linear(model: nn.Module) -> list[str] | None:
@@ -53,6 +58,17 @@ def _other_than_linear(model: nn.Module) -> list[str] | None:
         if isinstance(module, nn.Linear) and module not in quantised and not computes_as_linear(module)
     ]
     return others or None
+
+
+def _quantised_linears_alone(model: nn.Module) -> str:
+    """A regular expression of the names of the quantised linears, and of nothing else.
+
+    For some mixtures of experts peft takes "all-linear" to mean the fused experts too: they were linears in
+    transformers 4. Its adapter of a parameter cannot lie over bitsandbytes' 4-bit parametrization
+    (ParamWrapper in peft/tuners/lora/layer.py makes the packed parameter require gradients).
+    """
+    linears = set(quantised_linears(model))
+    return "|".join(re.escape(name) for name, module in model.named_modules() if module in linears)
 
 
 def _require_all(targets: list[str], model: nn.Module) -> None:
@@ -76,6 +92,9 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             if not adapters or trainable >= total:
                 raise NotInForceError("lora=on: no module was adapted")
             found["lora_modules"] = adapters
+            wrappers = [m for m in run.model.modules() if isinstance(m, ParamWrapper)]
+            if on_experts := sum(wrapper.num_experts > 1 for wrapper in wrappers):  # others are routers
+                found["lora_expert_parameters"] = on_experts
         return found
 
     return evidence

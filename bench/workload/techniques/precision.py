@@ -18,8 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from bench.trial.spec import Trial
 from bench.workload.architectures import DTYPES, blocks_of
-from bench.workload.state import CannotCombineError, NotInForceError, Run
-from bench.workload.tensors import computes_as_linear, quantised_linears, tensors_in
+from bench.workload.experts import Experts4bit, fused_experts, mark_for_4bit, quantised_experts
+from bench.workload.state import CannotExistError, NotInForceError, Run
+from bench.workload.tensors import computes_as_linear, parameter_sizes, quantised_linears, tensors_in
+
+_MOST_PLAIN = 0.1  # of the blocks' matrices: routers, convolutions and state matrices are never quantised
 
 
 class Int8Linear(bnb.nn.Linear8bitLt):
@@ -53,7 +56,7 @@ def apply(run: Run) -> None:
     """Replaces the linears inside the blocks (never embeddings or head) by quantised ones, on meta.
 
     Raises:
-        CannotCombineError: there is none.
+        CannotExistError: there is none.
     """
     trial = run.trial
     run.scaler = torch.amp.GradScaler(run.device.type, enabled=trial.precision.loss_scaling)
@@ -64,13 +67,27 @@ def apply(run: Run) -> None:
             if computes_as_linear(module):
                 quantised = _quantised(module, trial)
                 run.model.set_submodule(f"{name}.{inner}", quantised)
-    if not quantised_linears(run.model):
-        raise CannotCombineError(
+        if trial.precision.quantization == "nf4":
+            storage = _storage_dtype(trial)
+            mark_for_4bit(block, double_quant=trial.precision.double_quant, storage_dtype=storage)
+        elif any(fused_experts(block.modules())):
+            raise CannotExistError(
+                "bitsandbytes stores linears in 8 bits, and transformers keeps its experts, nearly all "
+                "of its weights, in other parameters; precision=nf4 reaches them"
+            )
+    in_experts = any(isinstance(p, Experts4bit) for p in run.model.parameters())
+    if not quantised_linears(run.model) and not in_experts:
+        raise CannotExistError(
             f"{run.model_config.model_type} has no linear inside a block that bitsandbytes could quantise"
         )
     # peft asks for these to pick the adapter that understands quantised linears
     run.model.is_loaded_in_8bit = trial.precision.quantization == "int8"  # type: ignore[assignment]
     run.model.is_loaded_in_4bit = trial.precision.quantization == "nf4"  # type: ignore[assignment]
+
+
+def _storage_dtype(trial: Trial) -> torch.dtype:
+    """What packed 4-bit weights are stored as: fully_shard shards the dtype that it computes in."""
+    return DTYPES[trial.precision.compute_dtype] if trial.fsdp.shards else torch.uint8
 
 
 def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
@@ -83,8 +100,6 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
     has_bias = module.bias is not None
     with torch.device("meta"):
         if precision.quantization == "nf4":
-            # fully_shard can only shard a floating-point storage dtype, the one it computes in
-            storage = DTYPES[precision.compute_dtype] if trial.fsdp.shards else torch.uint8
             linear = bnb.nn.Linear4bit(
                 in_features,
                 out_features,
@@ -92,7 +107,7 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
                 compute_dtype=DTYPES[precision.compute_dtype],
                 compress_statistics=precision.double_quant,
                 quant_type="nf4",
-                quant_storage=storage,
+                quant_storage=_storage_dtype(trial),
             )
             # On CPUs with AVX512-BF16 bitsandbytes repacks weights for inference, and fails where a row is
             # not a whole number of blocks; what is measured must not depend on that.
@@ -114,6 +129,30 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
         if has_bias:
             linear.bias = nn.Parameter(linear.bias.data.to(dtype))
     return linear  # type: ignore[no-any-return]
+
+
+def _quantised_share(run: Run) -> float:
+    """The share of the base model's weights, in elements, that is stored or multiplied quantised.
+
+    Raises:
+        NotInForceError: most of the blocks' matrices are not.
+    """
+    sizes = parameter_sizes(run.model)
+    quantised = {m.weight for m in quantised_linears(run.model)}
+    quantised |= {experts.packed for experts in quantised_experts(run.model)}
+    names = {p: n for n, p in run.model.named_parameters() if "lora_" not in n}
+    total = sum(sizes[p] for p in names)
+    share = sum(sizes[p] for p in names if p in quantised)
+    matrices = {
+        p for b in run.blocks for p in b.parameters() if p in names and (p.ndim > 1 or p in quantised)
+    }
+    plain = sorted(matrices - quantised, key=lambda p: -sizes[p])
+    if sum(sizes[p] for p in plain) > _MOST_PLAIN * sum(sizes[p] for p in matrices):
+        raise NotInForceError(
+            f"precision={run.trial.precision.name}: {share / total:.0%} of the weights are quantised; "
+            f"{names[plain[0]]} and others of the blocks are not"
+        )
+    return share / total
 
 
 def _outliers(modules: list[nn.Module]) -> dict[str, float]:
@@ -141,7 +180,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             hook.remove()
         modules = quantised_linears(run.model)
         asked = run.trial.precision.quantization
-        if asked != "none" and not modules:
+        if asked != "none" and not modules and not any(quantised_experts(run.model)):
             raise NotInForceError(f"precision={run.trial.precision.name}: no module was quantised")
         dtypes = Counter(str(p.dtype).removeprefix("torch.") for p in run.model.parameters() if p.numel())
         found: dict[str, Any] = {
@@ -150,6 +189,9 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
         }
         if asked != "none":
             found[f"{asked}_modules"] = len(modules)
+            if experts := list(quantised_experts(run.model)):
+                found[f"{asked}_experts"] = len(experts)
+            found["quantised_share"] = _quantised_share(run)
             stored = {m.weight.dtype for m in modules}
             found["quantised_weight_dtypes"] = sorted(str(d).removeprefix("torch.") for d in stored)
             found |= _outliers(modules)

@@ -14,7 +14,7 @@ from bench.analysis.shrunken_configs import shrunken
 from bench.processes.nodes import Seat
 from bench.processes.worker import run_rank
 from bench.workload.build import build
-from bench.workload.state import CannotCombineError
+from bench.workload.state import CannotExistError
 from bench.workload.tensors import computes_as_linear
 from tests.conftest import make_trial
 
@@ -43,7 +43,7 @@ def test_an_architecture_without_blocks_is_skipped(tmp_path: Path, word: str, me
 def test_more_tokens_than_positions_is_one_sentence(tmp_path: Path, architecture: str) -> None:
     shrunken(architecture).save_pretrained(tmp_path)
     trial = make_trial("method=simulate", f"model={tmp_path}", "device=cpu", "seq_len=129")
-    with pytest.raises(CannotCombineError, match="128 learned positions, fewer than 129 tokens"):
+    with pytest.raises(CannotExistError, match="128 learned positions, fewer than 129 tokens"):
         build(trial, torch.device("cpu"))
 
 
