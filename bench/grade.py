@@ -3,8 +3,10 @@
 It predicts each measured trial by simulation and by both formulas, without a device, and prints the errors
 by technique. The table is also written to DIR/report/grades.md, every trial to DIR/report/grades.csv.
 `grid=true` first measures the tests' grid of configurations on the CPU; `sample=40` measures 40 random ones
-(`seed=0`). Exit codes: 0; 1 if there is nothing to grade, or a trial could not be graded; 2 if the command
-line is wrong.
+(`seed=0`). `architectures=true` asks whether every language model of the installed transformers is measured
+and simulated alike, and writes docs/architectures.md; with `sample=8` it asks eight, and the page is in
+DIR/report/. Interrupted, the same command goes on. Exit codes: 0; 1 if there is nothing to grade, or a
+trial could not be graded; 2 if the command line is wrong.
 """
 
 import csv
@@ -26,12 +28,15 @@ def main(arguments: list[str]) -> int:
     from bench.paths import ROOT
 
     defaults: dict[str, Any] = {"results_dir": ROOT / "results", "grid": False, "sample": 0, "seed": 0}
+    defaults["architectures"] = False
     try:
         words = read_key_values(arguments, defaults)
     except KeyValueError as error:
         print(f"bench/grade.py: {error}", file=sys.stderr)
         return 2
     folder: Path = words["results_dir"]
+    if words["architectures"]:
+        return _architectures(folder / "report", words["sample"], words["seed"])
     chosen = (accuracy_grid.grid() if words["grid"] else []) + accuracy_grid.sample(
         words["sample"], words["seed"]
     )
@@ -59,6 +64,34 @@ def main(arguments: list[str]) -> int:
         f"\n{len(graded)} trials; every one in {folder / 'report' / 'grades.csv'}", highlight=False
     )
     return 1 if failed else 0
+
+
+def _architectures(folder: Path, sample: int, seed: int) -> int:
+    """Walks all architectures, or a sample, and writes and prints the table."""
+    import random
+
+    import transformers
+    from rich.console import Console
+    from rich.progress import track
+
+    from bench import formatting
+    from bench.analysis import conformance, conformance_table, shrunken_configs
+    from bench.paths import ROOT
+
+    names = [*shrunken_configs.causal(), *shrunken_configs.sequence_to_sequence()]
+    if sample:
+        others = [name for name in names if name not in conformance.DIVERSE]
+        names = [*conformance.DIVERSE, *random.Random(seed).sample(others, len(others))][:sample]
+    found = folder / f"architectures-{transformers.__version__}.jsonl"
+    for _ in track(conformance.walk(names, found), "walking", len(names), console=Console(stderr=True)):
+        pass
+    verdicts = [verdict for verdict in conformance.read(found) if verdict.architecture in names]
+    page = conformance_table.page(verdicts, transformers.__version__)
+    target = (folder if sample else ROOT / "docs") / "architectures.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page)
+    formatting.console(_PLAIN_WIDTH).print(page, markup=False, highlight=False)
+    return 0
 
 
 def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:

@@ -1,7 +1,8 @@
-"""Two ways to see what torch does: every operation, and every storage that changes its size.
+"""Ways to see what torch does: every operation, every storage that changes its size, and every copy of the
+random generator's state.
 
-Owns the dispatch mode and the patch of `resize_`. Each calls a function with what it sees; what is done
-with it is up to `tracker.py`.
+Owns the dispatch mode and the patches of `resize_` and `get_rng_state`. Each calls a function with what it
+sees; what is done with it is up to `tracker.py`.
 """
 
 from __future__ import annotations
@@ -50,3 +51,23 @@ def watch_resizes(seen: Callable[[torch.UntypedStorage, int], None]) -> Iterator
         yield
     finally:
         torch.UntypedStorage.resize_ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def watch_generator_states(seen: Callable[[torch.Tensor], object]) -> Iterator[None]:
+    """Calls `seen` with each copy of the CPU generator's state, 5 KB that no dispatch mode can see.
+
+    Checkpointing keeps one for each block from its forward to its recomputation.
+    """
+    original = torch.get_rng_state
+
+    def copy_state() -> torch.Tensor:
+        state = original()
+        seen(state)
+        return state
+
+    torch.get_rng_state = copy_state
+    try:
+        yield
+    finally:
+        torch.get_rng_state = original

@@ -30,9 +30,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.machine.host import cores
 from bench.memory import hidden_allocations
 from bench.memory.cuda_allocator import CachingAllocator, Replay
-from bench.memory.dispatch import OperationWatch, watch_resizes
+from bench.memory.dispatch import OperationWatch, watch_generator_states, watch_resizes
 from bench.memory.timeline import Attribution, Mark, Segment, Storage, Timeline
 from bench.workload.state import Run, ignored
 from bench.workload.tensors import (
@@ -71,6 +72,8 @@ class Tracker:
         self._offloads_params = run.trial.offload.name == "params" and not run.platform.host_is_device
         self._pages_state = run.trial.optimizer.name.endswith("_paged") and run.platform.has_unified_memory
         self._step_counts_on_host = run.is_fake and run.platform.step_counts_on_host
+        shared_cores = max(1, len(cores()) // run.trial.world_size)
+        self._threads = run.trial.threads or shared_cores
         self._phase = ""
         self._micro_step = 0
         self._regions: list[list[Storage]] = []
@@ -82,6 +85,8 @@ class Tracker:
         self.run.sent_to_host = self._put_on_host
         self._stack.callback(setattr, self.run, "sent_to_host", ignored)
         self._stack.enter_context(watch_resizes(self._resized))
+        if self.run.platform.host_is_device:
+            self._stack.enter_context(watch_generator_states(lambda state: self._see(state, "result")))
         for _, block in self.run.named_blocks():
             before = block.register_forward_pre_hook(lambda _m, _a: self._regions.append([]))
             after = block.register_forward_hook(self._leave_region, always_call=True)
@@ -89,7 +94,7 @@ class Tracker:
             self._stack.callback(after.remove)
         for (name, _), block in zip(self.run.named_blocks(), self.run.blocks, strict=True):
             stack, _, number = name.removesuffix("._checkpoint_wrapped_module").rpartition(".")
-            self._mark_passes(block, stack, int(number))
+            self._mark_passes(block, stack, int(number) if number.isdigit() else None)
         self._stack.enter_context(OperationWatch(self.watch))
         return self
 
@@ -117,7 +122,7 @@ class Tracker:
         if platform.collectives_are_gloo and threading.get_ident() != self._thread:
             return func(*args, **kwargs)  # gloo's: hidden_allocations.py counts what its collectives copy
         if self._phase == "backward":
-            func = hidden_allocations.as_accumulated_in_place(func, args)
+            func = hidden_allocations.as_done_in_place(func, args)
         if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
             self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
         was_decomposed, result = False, None
@@ -133,7 +138,7 @@ class Tracker:
             self._see(tensor, "result")
         workspace = 0
         if self._adds_workspace:
-            workspace = hidden_allocations.workspace_bytes(func, args, result, platform)
+            workspace = hidden_allocations.workspace_bytes(func, args, result, platform, self._threads)
         if workspace:
             passing = Storage(bytes=0)
             self._timeline.changes += [(passing, workspace), (passing, -workspace)]
@@ -185,15 +190,15 @@ class Tracker:
         at = len(self._timeline.changes)
         self._timeline.marks.append(Mark(at, self._phase, self._micro_step, stack, block, operation))
 
-    def _mark_passes(self, block: nn.Module, stack: str, number: int) -> None:
+    def _mark_passes(self, block: nn.Module, stack: str, number: int | None) -> None:
         """Marks where the block's forward begins, and where the gradient of its output arrives."""
 
         def forward(_module: nn.Module, _args: Any) -> None:
             self._mark(stack, number)
 
         def backward(_module: nn.Module, _args: Any, output: Any) -> None:
-            first = next(t for t in tree_leaves(output) if isinstance(t, torch.Tensor))
-            if first.requires_grad:
+            first = next((t for t in tree_leaves(output) if isinstance(t, torch.Tensor)), None)
+            if first is not None and first.requires_grad:
                 first.register_hook(lambda _gradient: self._mark(stack, number))
 
         self._stack.callback(block.register_forward_pre_hook(forward).remove)

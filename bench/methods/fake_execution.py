@@ -4,7 +4,8 @@ In: a trial and its platform. Out: a context, `fake_execution`, and the patches 
 bitsandbytes that it takes. Fake tensors have no values, so code that reads a value gets the one that a
 steady step would find, and takes the measured step's path. Who reads values: transformers' masking_utils
 asks whether tokens are packed or padded (they never are), and treats fake tensors as tracing; torch's
-GradScaler asks whether a gradient overflowed (not in a steady step); Adafactor reads its step count.
+GradScaler asks whether a gradient overflowed (not in a steady step); Adafactor reads its step count; some
+mixtures of experts read how many tokens each expert gets (equally many here: balanced routing).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from bitsandbytes.backends import utils as bnb_utils
 from bitsandbytes.backends.cpu import ops as bnb_kernels
 from bitsandbytes.nn import modules as bnb_modules
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,6 +50,9 @@ class _ScalarValues(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if _is_arithmetic_of_sizes(func, args):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             if dtype == torch.bool:
@@ -59,6 +64,10 @@ class _ScalarValues(TorchDispatchMode):
             return (*func(args[0])[:2], torch.empty(0, dtype=torch.int64))
         if func is torch.ops.bitsandbytes.int8_double_quant.default:
             return _double_quantised(args[0])
+        if func is torch.ops.aten._grouped_mm.default:
+            return _grouped_product(args[0], args[1], args[2] if len(args) > 2 else None)
+        if func is torch.ops.aten.split_with_sizes.default:
+            args = (args[0], _sizes_that_fit(*args), *args[2:])
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.any.default or (func is _LESS_THAN and args[1] <= 0):
             self._false_ids.add(id(result))
@@ -110,6 +119,57 @@ def _double_quantised(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
     rows, columns = matrix.shape
     int8 = [torch.empty_like(matrix, dtype=torch.int8) for _ in range(2)]
     return (*int8, torch.empty(rows), torch.empty(columns), torch.empty(0, dtype=torch.int64))
+
+
+def _grouped_product(first: torch.Tensor, second: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
+    """The result of experts' grouped product, of any dtype; torch's own fake kernel takes bfloat16 alone.
+
+    Rows begin at multiples of 16 bytes. Source: create_grouped_gemm_output_tensor in
+    ATen/native/GroupedMMUtils.h. On a CPU each group is multiplied into its part of the result.
+    """
+    groups: list[int] = []
+    if first.dim() == second.dim():
+        groups = [ends.shape[0] if ends is not None else first.shape[0]]
+    rows, columns = first.shape[-2], second.shape[-1]
+    step = 16 // first.itemsize
+    padded = -(-columns // step) * step
+    strides = [rows * padded, padded, 1][-len(groups) - 2 :]
+    return torch.empty_strided([*groups, rows, columns], strides, dtype=first.dtype, device=first.device)
+
+
+def _is_arithmetic_of_sizes(func: Any, args: Any) -> bool:
+    """Whether an operation on tensors got whole numbers alone: torch.div of two sizes, read as a size."""
+    if not args or str(func._schema.arguments[0].type) != "Tensor":
+        return False
+    return all(isinstance(value, int) or _is_real_number(value) for value in args)
+
+
+def _is_real_number(value: Any) -> bool:
+    is_real = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
+    return is_real and value.device.type == "cpu" and not value.dim() and value.dtype == torch.int64
+
+
+def _sizes_that_fit(whole: torch.Tensor, sizes: list[int], dim: int = 0) -> list[int]:
+    """Sizes that were read from fake data do not sum to the whole: then all parts are equal, as they are
+    where a router is balanced."""
+    total, count = whole.shape[dim], len(sizes)
+    if sum(sizes) == total or not count:
+        return sizes
+    return [total // count + (part < total % count) for part in range(count)]
+
+
+def without_real_tensors(model: nn.Module) -> None:
+    """Makes buffers, and tensors that modules keep as plain attributes, fake.
+
+    A real one becomes fake anew wherever an operation meets it, and would be counted there once more.
+    """
+    mode = detect_fake_mode()
+    assert mode is not None, "inside `fake_execution`"
+    for module in model.modules():
+        for held in (module._buffers, module.__dict__):
+            for name, value in held.items():
+                if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+                    held[name] = mode.from_tensor(value)
 
 
 class _NoNativeCode:

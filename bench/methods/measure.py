@@ -65,7 +65,7 @@ def measure(trial: Trial, device: torch.device, rank: int, columns: Columns, rep
         if device.type == "cpu":
             report("allocator")
             del run, tracker
-            columns |= _cpu_allocator(trial, device, rank, steps)
+            columns |= allocator_pass(trial, device, rank, steps)
         allocated, tracked = columns["peak_allocated_bytes"], columns["tracked_peak_bytes"]
         assert allocated is not None and tracked is not None, "both passes have ended"
         columns["untracked_bytes"] = allocated - tracked
@@ -150,7 +150,7 @@ def _driver_columns(device: torch.device, before: Health, after: Health) -> Colu
     }
 
 
-def _cpu_allocator(trial: Trial, device: torch.device, rank: int, steps: int) -> Columns:
+def allocator_pass(trial: Trial, device: torch.device, rank: int, steps: int) -> Columns:
     """Pass 3: builds and steps again while torch's CPU allocator reports every allocation."""
     with CpuRecorder() as recorder:
         with recorder.span("build"):

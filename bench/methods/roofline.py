@@ -56,7 +56,17 @@ def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
     if not outputs:  # it asks about a tensor: its device, its layout
         return Counter()
     moved = sum(_moved(t) for t in (*inputs, *outputs))
+    if packet is torch.ops.aten._grouped_mm:
+        moved -= _unread_experts_bytes(*args[:2])
     return Counter([(_dtype(inputs), _flops(func, args, kwargs, result), moved)])
+
+
+def _unread_experts_bytes(first: torch.Tensor, second: torch.Tensor) -> int:
+    """Bytes of experts that no token reaches: there are as many at least as experts outnumber tokens."""
+    if first.dim() == second.dim():
+        return 0
+    experts, rows = (second, first.shape[0]) if second.dim() == 3 else (first, second.shape[1])
+    return experts.nbytes * max(0, experts.shape[0] - rows) // experts.shape[0]
 
 
 def _moved(tensor: torch.Tensor) -> int:
@@ -83,8 +93,17 @@ def _flops(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
     if name.startswith("bitsandbytes::int8_linear_matmul"):
         rows = args[0].numel() // args[0].shape[-1]
         return int(2 * rows * args[0].shape[-1] * args[1].shape[0])
+    if func is torch.ops.aten._grouped_mm.default:
+        return _grouped_flops(*args[:2])
     count = flop_registry.get(func._overloadpacket)
     return int(count(*args, **kwargs, out_val=result)) if count is not None else 0
+
+
+def _grouped_flops(first: torch.Tensor, second: torch.Tensor) -> int:
+    """FLOPs of experts' grouped product: each token's row meets the matrix of its own expert alone."""
+    if second.dim() == 2 and first.dim() == 3:
+        return 2 * second.numel() * first.shape[1]
+    return 2 * first.numel() * second.shape[-1]
 
 
 def _attention_flops(name: str, args: Any) -> int:

@@ -16,19 +16,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from bench.memory.timeline import Segment
 from bench.memory.tracker import Tracker
 from bench.methods import observe, roofline
 from bench.methods.depth import extrapolate, repetition_of, segments_at_depth
-from bench.methods.fake_execution import fake_execution
+from bench.methods.fake_execution import fake_execution, without_real_tensors
 from bench.trial.columns import Columns, Simulation, Work
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import on_meta
 from bench.workload.build import build
 from bench.workload.shortened import block_kinds, shortened
-from bench.workload.state import REPEATED
+from bench.workload.state import REPEATED, CannotExistError
 from bench.workload.train_step import run_one_step
 
 
@@ -38,9 +39,18 @@ def simulate(trial: Trial, platform: Platform) -> Simulation:
     Args:
         trial: what to predict.
         platform: what it would run on: CPU or CUDA.
+
+    Raises:
+        CannotExistError: the architecture's code makes tensors whose sizes depend on data.
     """
     started = time.perf_counter()
-    simulation = (None if trial.whole else _extrapolated(trial, platform)) or _whole(trial, platform)
+    try:
+        simulation = (None if trial.whole else _extrapolated(trial, platform)) or _whole(trial, platform)
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise CannotExistError(
+            f"method=simulate has no data, and in {trial.model.label} the size of a tensor depends on data "
+            f"({error.func}): measure it"
+        ) from error
     columns = simulation.columns
     columns.setdefault("peak_allocated_bytes", columns["tracked_peak_bytes"])
     columns["simulation_seconds"] = time.perf_counter() - started
@@ -52,6 +62,7 @@ def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[S
     work: Work = Counter()
     with fake_execution(trial, platform):
         run = build(trial, torch.device("cpu"), platform=platform)
+        without_real_tensors(run.model)
         columns = observe.size_columns(run)
 
         def count(*operation: Any) -> None:

@@ -69,6 +69,8 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
             dist.barrier()
             dist.destroy_process_group()
         send("ok", columns)
+    except CannotExistError as error:
+        send("skipped", {"reason": str(error)})
     except BaseException as error:
         send(*_last_word(error, device, columns))
 

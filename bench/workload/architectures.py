@@ -102,7 +102,7 @@ def config_of(model: Model) -> Any:
         OSError: `model.pretrained` names neither a directory nor a hub id that can be read.
     """
     if model.config is not None:
-        values = dict(model.config)
+        values = _with_real_floats(model.config)
         config = transformers.AutoConfig.for_model(values.pop("model_type")).from_dict(values)
     elif model.pretrained:
         config = transformers.AutoConfig.from_pretrained(model.pretrained)
@@ -110,6 +110,17 @@ def config_of(model: Model) -> Any:
         config = _CONFIGS[model.family](model)
     config.use_cache = False
     return config
+
+
+def _with_real_floats(value: Any) -> Any:
+    """What a config.json holds, with floats for what transformers writes as {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {name: _with_real_floats(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_real_floats(inner) for inner in value]
+    return value
 
 
 def resolved(model: Model) -> Model:
@@ -127,7 +138,7 @@ def resolved(model: Model) -> Model:
     text = config.get_text_config(decoder=True)
 
     def number(*names: str) -> int:
-        values = (getattr(text, name, None) for name in names)
+        values = (_attribute(text, name) for name in names)
         return next((value for value in values if isinstance(value, int) and value), 0)
 
     hidden, heads = number("hidden_size", "d_model"), number("num_attention_heads")
@@ -146,15 +157,24 @@ def resolved(model: Model) -> Model:
     )
 
 
+def _attribute(config: Any, name: str) -> Any:
+    """An attribute of a configuration; None where it has none, or another one for each layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError, where transformers has it
+        return None
+
+
 def auto_class(config: Any) -> Any:
     """The transformers class that trains `config` with a language-modelling loss.
 
     A configuration whose `architectures` name a masked language model is trained as one; so is a type that
     has no other.
     """
-    if config.is_encoder_decoder:
-        return transformers.AutoModelForSeq2SeqLM
     is_causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    is_sequence_to_sequence = type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if is_sequence_to_sequence and (config.is_encoder_decoder or not is_causal):
+        return transformers.AutoModelForSeq2SeqLM
     if not is_causal or str((config.architectures or ("",))[0]).endswith("ForMaskedLM"):
         return transformers.AutoModelForMaskedLM
     return transformers.AutoModelForCausalLM

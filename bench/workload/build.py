@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bench.trial.platform import Platform, platform_of
 from bench.trial.spec import Trial
 from bench.workload import architectures
-from bench.workload.state import Run
+from bench.workload.state import CannotExistError, Run
 from bench.workload.techniques import PLACING, SHAPING
+
+_SPARE_ROWS = 2
 
 
 def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform | None = None) -> Run:
@@ -25,19 +28,38 @@ def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform 
 
     Raises:
         torch.OutOfMemoryError: the device cannot hold the model (RuntimeError on the CPU).
-        ValueError: a technique cannot be applied to this architecture.
+        CannotExistError: a technique cannot be applied to this architecture, or it has fewer positions
+            than tokens.
+        ValueError: a technique's value does not fit this architecture.
     """
     with unset_fake_temporarily():  # tensors on meta must not become fake
         trial = replace(trial, model=architectures.resolved(trial.model))
         run = Run(trial, device, platform or platform_of(device.type), architectures.on_meta(trial))
+        _require_positions(run)
         for technique in SHAPING:
             technique.apply(run)
     for technique in PLACING:
         technique.apply(run)
     if trial.workload.inference:
         run.model.eval().requires_grad_(False)
-    run.batches = _batches(trial, int(run.model_config.vocab_size), device, rank)
+    run.batches = _batches(trial, trial.model.vocab_size, device, rank)
     return run
+
+
+def _require_positions(run: Run) -> None:
+    """Raises CannotExistError if positions are looked up in a table with fewer rows than tokens."""
+    model = run.trial.model
+    tokens = max(run.trial.seq_len, run.trial.cached_tokens)
+    if not 0 < model.max_positions < tokens:
+        return
+    for name, module in run.model.named_modules():
+        is_table = isinstance(module, nn.Embedding) and ("pos" in name.lower() or name.endswith("wpe"))
+        # a few rows more are for padding; a table of another size is of relative positions, or of pictures
+        if is_table and model.max_positions <= module.num_embeddings <= model.max_positions + _SPARE_ROWS:
+            raise CannotExistError(
+                f"{model.label} has {model.max_positions} learned positions, fewer than {tokens} tokens "
+                f"(seq_len={run.trial.seq_len})"
+            )
 
 
 def _batches(

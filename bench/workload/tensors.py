@@ -6,13 +6,16 @@ than torch's general one for trees (`tree_leaves`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 from bench.workload.experts import quantised_experts
 from bench.workload.state import Run
@@ -35,6 +38,30 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def quantised_linears(model: nn.Module) -> list[nn.Module]:
     """bitsandbytes' int8 and 4-bit linears."""
     return [m for m in model.modules() if isinstance(m, bnb.nn.Linear8bitLt | bnb.nn.Linear4bit)]
+
+
+def computes_as_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear: nn.Linear, transformers' Conv1D, or a subclass that computes the same.
+
+    Falcon's subclass of nn.Linear does; a router that also chooses experts does not.
+    """
+    return type(module) in (nn.Linear, Conv1D) or (
+        isinstance(module, nn.Linear) and _multiplies_alone(type(module).forward)
+    )
+
+
+@cache
+def _multiplies_alone(forward: Callable[..., Any]) -> bool:
+    """Whether the forward of a subclass of nn.Linear, called on a plain one, gives what that gives."""
+    with unset_fake_temporarily(), torch.no_grad(), torch.device("cpu"):
+        plain, vectors = nn.Linear(2, 3), torch.ones(4, 2)
+        try:
+            found = forward(plain, vectors)
+        except (AttributeError, TypeError, RuntimeError):  # it needs more than weight and bias
+            return False
+        expected = plain(vectors)
+    same = isinstance(found, torch.Tensor) and found.shape == expected.shape
+    return same and torch.allclose(found, expected)
 
 
 def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:

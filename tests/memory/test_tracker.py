@@ -7,7 +7,7 @@ import torch
 
 from bench.memory.cpu_allocator import CpuRecorder
 from bench.memory.tracker import Attribution, Tracker
-from bench.methods.measure import _cpu_allocator
+from bench.methods.measure import allocator_pass
 from bench.trial.spec import Trial
 from bench.workload.build import build
 from bench.workload.state import Run
@@ -137,11 +137,11 @@ GRID = [
 
 
 @pytest.mark.parametrize("overrides", some(GRID, every=3), ids=" ".join)
-def test_the_tracker_agrees_with_the_cpu_allocator(overrides: tuple[str, ...]) -> None:
+def test_the_tracker_agrees_with_theallocator_pass(overrides: tuple[str, ...]) -> None:
     """Two independent measurements: what operations return, and what malloc was asked for."""
     trial = make_trial(*overrides)
     _, tracked = steady(trial)
-    counted = _cpu_allocator(trial, CPU, rank=0, steps=1)["peak_allocated_bytes"]
+    counted = allocator_pass(trial, CPU, rank=0, steps=1)["peak_allocated_bytes"]
     assert tracked.peak == pytest.approx(counted, rel=0.0015)
 
 

@@ -20,7 +20,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from bench.workload.state import NotInForceError, Run
+from bench.workload.state import CannotExistError, NotInForceError, Run
 
 _MATMUL_AND_ATTENTION = (
     "aten::mm",
@@ -42,10 +42,19 @@ def _keep_costly_outputs(_context: Any, op: Any, *_args: Any, **_kwargs: Any) ->
 
 
 def apply(run: Run) -> None:
-    """Wraps each block; `run.blocks` then holds the wrappers."""
+    """Wraps each block; `run.blocks` then holds the wrappers.
+
+    Raises:
+        CannotExistError: transformers marks no module of this architecture as a block.
+    """
     level = run.trial.checkpointing.name
     if level == "off":
         return
+    if not run.blocks:
+        raise CannotExistError(
+            f"{run.model_config.model_type} has no block that can be checkpointed: "
+            "transformers makes none of its modules a GradientCheckpointingLayer"
+        )
     reentrant = run.trial.precision.quantization == "int8"
     options: dict[str, Any] = {"checkpoint_impl": CheckpointImpl.NO_REENTRANT}
     if level == "selective":

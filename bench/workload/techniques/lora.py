@@ -12,13 +12,19 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.utils import transformers_weight_conversion as weight_conversion
 from torch import nn
 
+from bench.trial.outcome import in_one_line
 from bench.workload.experts import fused_experts
-from bench.workload.state import NotInForceError, Run
-from bench.workload.tensors import parameter_counts
+from bench.workload.state import CannotExistError, NotInForceError, Run
+from bench.workload.tensors import computes_as_linear, parameter_counts, quantised_linears
 
 
 def apply(run: Run) -> None:
-    """Wraps the model by peft, the adapters on meta like everything else at this point."""
+    """Wraps the model by peft, the adapters on meta like everything else at this point.
+
+    Raises:
+        CannotExistError: peft cannot adapt a module of this architecture.
+        ValueError: `lora.targets` names no module of it.
+    """
     lora = run.trial.lora
     if not lora.enabled:
         return
@@ -30,12 +36,28 @@ def apply(run: Run) -> None:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=_other_than_linear(run.model) if lora.targets == "all-linear" else None,
         task_type=_task_type(run.model),
     )
     if isinstance(targets, list):
         _require_all(targets, run.model)
-    with _linears_alone(run):
-        run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+    try:
+        with _linears_alone(run):
+            run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        kind = run.model.config.model_type  # type: ignore[union-attr]
+        raise CannotExistError(f"peft cannot adapt {kind}: {in_one_line(error)}") from error
+
+
+def _other_than_linear(model: nn.Module) -> list[str] | None:
+    """Modules that are linears to peft and compute something else: routers that return what they chose."""
+    quantised = set(quantised_linears(model))
+    others = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module not in quantised and not computes_as_linear(module)
+    ]
+    return others or None
 
 
 def _task_type(model: Any) -> str | None:

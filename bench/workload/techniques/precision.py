@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bench.trial.spec import Trial
 from bench.workload.architectures import DTYPES, blocks_of
-from bench.workload.experts import fused_experts, mark_for_4bit, quantised_experts
+from bench.workload.experts import Experts4bit, fused_experts, mark_for_4bit, quantised_experts
 from bench.workload.state import CannotExistError, NotInForceError, Run
-from bench.workload.tensors import parameter_sizes, quantised_linears
+from bench.workload.tensors import computes_as_linear, parameter_sizes, quantised_linears, tensors_in
 
 _MOST_PLAIN = 0.1  # of the blocks' matrices: routers, convolutions and state matrices are never quantised
 
@@ -53,14 +53,18 @@ class Int8Linear(bnb.nn.Linear8bitLt):
 
 
 def apply(run: Run) -> None:
-    """Replaces the linears inside the blocks (never embeddings or head) by quantised ones, on meta."""
+    """Replaces the linears inside the blocks (never embeddings or head) by quantised ones, on meta.
+
+    Raises:
+        CannotExistError: there is none.
+    """
     trial = run.trial
     run.scaler = torch.amp.GradScaler(run.device.type, enabled=trial.precision.loss_scaling)
     if trial.precision.quantization == "none":
         return
     for name, block in blocks_of(run.model).items():
         for inner, module in list(block.named_modules()):
-            if type(module) in (nn.Linear, Conv1D):
+            if computes_as_linear(module):
                 quantised = _quantised(module, trial)
                 run.model.set_submodule(f"{name}.{inner}", quantised)
         if trial.precision.quantization == "nf4":
@@ -71,6 +75,11 @@ def apply(run: Run) -> None:
                 "bitsandbytes stores linears in 8 bits, and transformers keeps its experts, nearly all "
                 "of its weights, in other parameters; precision=nf4 reaches them"
             )
+    in_experts = any(isinstance(p, Experts4bit) for p in run.model.parameters())
+    if not quantised_linears(run.model) and not in_experts:
+        raise CannotExistError(
+            f"{run.model_config.model_type} has no linear inside a block that bitsandbytes could quantise"
+        )
     # peft asks for these to pick the adapter that understands quantised linears
     run.model.is_loaded_in_8bit = trial.precision.quantization == "int8"  # type: ignore[assignment]
     run.model.is_loaded_in_4bit = trial.precision.quantization == "nf4"  # type: ignore[assignment]
@@ -155,14 +164,16 @@ def _outliers(modules: list[nn.Module]) -> dict[str, float]:
     return {"int8_outlier_share": sum(m.state.idx.numel() for m in looked) / columns}
 
 
+def _dtype_of(output: Any) -> str:
+    """The dtype of a module's output; of several tensors, as a router returns them, the first one's."""
+    return str(next(tensors_in((output,))).dtype).removeprefix("torch.")
+
+
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """Dtypes of the parameters, dtype that the blocks' linears put out, and quantised modules."""
     seen: set[str] = set()
     linears = [m for block in run.blocks for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
-    hooks = [
-        m.register_forward_hook(lambda _m, _i, out: seen.add(str(out.dtype).removeprefix("torch.")))
-        for m in linears
-    ]
+    hooks = [m.register_forward_hook(lambda _m, _i, out: seen.add(_dtype_of(out))) for m in linears]
 
     def evidence() -> dict[str, Any]:
         for hook in hooks:
