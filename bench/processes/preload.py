@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -66,11 +67,8 @@ def _compiled_when_called() -> Iterator[None]:
 
         return call
 
-    torch.compile = compile_later
-    try:
+    with mock.patch.object(torch, "compile", compile_later):
         yield
-    finally:
-        torch.compile = original
 
 
 def poisoned() -> bool:
