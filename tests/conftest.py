@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -25,7 +28,7 @@ from bench.machine import host
 from bench.trial.spec import Trial
 from tests.schedule import in_order
 from tests.schedule import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
-from tests.sweeps import MATRIX, Here, Survived
+from tests.sweeps import MATRIX, Here, Survived, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,6 +64,8 @@ def pytest_configure() -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         number = int(worker.removeprefix("gw"))
         os.sched_setaffinity(0, {EVERY_CORE[number % len(EVERY_CORE)]})
+    if worker:  # it imports everything in any case, and this way without TorchInductor
+        importlib.import_module("bench.processes.preload")
 
 
 @pytest.fixture
@@ -86,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Command:
-    """A finished `python bench/run.py`: exit code, what it printed, and the rows it left."""
+    """A finished sweep: exit code, what it printed, and the rows it left."""
 
     def __init__(self, done: subprocess.CompletedProcess[str], results_dir: Path) -> None:
         self.code = done.returncode
@@ -114,17 +119,32 @@ def door(
     )
 
 
+def door_here(*arguments: str, script: str = "run.py") -> subprocess.CompletedProcess[str]:
+    """`door` without its start-up: the command's own `main` in this process, whose imports are done."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        if script == "run.py":
+            code = sweep(*arguments)
+        else:
+            code = importlib.import_module(f"bench.{script.removesuffix('.py')}").main(list(arguments))
+    return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
+
+
 BRIEF = ("timing.min_steps=3", "timing.max_steps=3")
 SHORT = "seq_len=32"  # products of 16-bit floats and of int8 are slow on CPUs without instructions for them
 ALONE = "threads=1"  # what else runs on the machine slows two threads that wait for each other down tenfold
 
 
 def run_into(results_dir: Path, *arguments: str) -> Command:
-    """Runs the door for real: briefly, short sequences, one thread, where `arguments` say nothing else."""
-    added = (*BRIEF, ALONE, SHORT)
+    """A real sweep in this process, made brief by `briefly`."""
+    words = briefly(*arguments)
+    return Command(door_here(*words, f"results_dir={results_dir}"), results_dir)
+
+
+def briefly(*arguments: str) -> list[str]:
+    """The arguments, and brief steps, short sequences and one thread where they say nothing else."""
     given = {word.partition("=")[0] for word in arguments}
-    words = [word for word in added if word.partition("=")[0] not in given]
-    return Command(door(*arguments, *words, f"results_dir={results_dir}"), results_dir)
+    return [*arguments, *(word for word in (*BRIEF, ALONE, SHORT) if word.partition("=")[0] not in given)]
 
 
 @pytest.fixture

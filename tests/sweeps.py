@@ -65,10 +65,9 @@ class Here:
 
     def run(self, *words: str, at: Hook | None = None) -> int:
         """The exit code of `bench/run.py -m words`; `at` is called with each stage of each trial."""
-        from bench.run import job
-        from tests.conftest import ALONE, BRIEF
+        from tests.conftest import briefly
 
-        with self._monkeypatch.context() as patch, _signals_restored():
+        with self._monkeypatch.context() as patch:
             if at is not None:
                 shown = progress.Line.stage
 
@@ -77,9 +76,7 @@ class Here:
                     at(line.label, now)
 
                 patch.setattr(progress.Line, "stage", stage)
-            argv = ["bench/run.py", "-m", *BRIEF, ALONE, f"results_dir={self.folder}", *words]
-            patch.setattr(sys, "argv", argv)
-            code = main.main(job, argv)
+            code = sweep("-m", f"results_dir={self.folder}", *briefly(*words))
         self.runs.append(self._aftermath(code))
         return code
 
@@ -118,6 +115,16 @@ def workers() -> list[psutil.Process]:
     """The fork server's children, oldest first."""
     pid = fork_server.fork_server_pid()
     return sorted(psutil.Process(pid).children(), key=lambda worker: worker.pid) if pid else []
+
+
+def sweep(*words: str) -> int:
+    """The exit code of `bench/run.py WORDS`, in this process."""
+    from bench.run import job
+
+    argv = ["bench/run.py", *words]
+    with pytest.MonkeyPatch.context() as patch, _signals_restored():
+        patch.setattr(sys, "argv", argv)
+        return main.main(job, argv)
 
 
 @contextmanager

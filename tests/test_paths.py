@@ -16,7 +16,7 @@ from bench.config.compose import CommandError
 from bench.config.key_values import KeyValueError, read_key_values
 from bench.results import compaction, store
 from tests import rows
-from tests.conftest import ALONE, BRIEF, door
+from tests.conftest import ALONE, BRIEF, door, door_here
 
 pytest.importorskip("upath")
 
@@ -99,7 +99,7 @@ def test_a_sweep_into_an_object_store_and_again(object_store: str) -> None:
     folder = paths.results_place(where.partition("=")[2])
     assert [row["status"] for row in store.records(folder)] == ["ok", "skipped"]
     assert f"Rows       {folder}/trials" in done.stdout
-    again = door(*words, where)
+    again = door_here(*words, where)
     assert "2 of these trials had a row already" in again.stdout
     assert len(store.records(folder)) == 2
     notes = list((paths.local_dir(folder) / "logs").glob("*/*.reused.json"))
@@ -108,7 +108,7 @@ def test_a_sweep_into_an_object_store_and_again(object_store: str) -> None:
 
 
 def test_a_store_that_is_not_there_is_found_at_once(object_store: str) -> None:
-    done = door("method=estimate", "results_dir=s3://nowhere/results")
+    done = door_here("method=estimate", "results_dir=s3://nowhere/results")
     assert done.returncode == 2
     assert done.stderr.startswith("bench/run.py: results_dir=s3://nowhere/results: ")
     assert done.stderr.count("\n") == 1

@@ -25,7 +25,7 @@ from bench.processes.simulation_pool import Simulator
 from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import from_definition
-from tests.conftest import SHORT, door, make_trial
+from tests.conftest import SHORT, door_here, make_trial
 from tests.sweeps import Here
 
 PICKED = accuracy_grid.grid()
@@ -123,7 +123,7 @@ def test_a_trial_survives_its_definition() -> None:
 
 def test_the_door_grades_measured_rows(here: Here) -> None:
     assert here.run("precision=fp32,int8", "lora=on", "device=cpu", SHORT) == 0
-    done = door(f"results_dir={here.folder}", script="grade.py")
+    done = door_here(f"results_dir={here.folder}", script="grade.py")
     assert done.returncode == 0, done.stderr
     report = here.folder / "report"
     assert "| precision=int8 | 1 |" in (report / "grades.md").read_text()
@@ -141,8 +141,11 @@ def test_the_door_grades_measured_rows(here: Here) -> None:
         ("results_dir=nowhere", 1, "nothing to grade"),
     ],
 )
-def test_the_door_says_what_is_wrong(tmp_path: Path, word: str, code: int, said: str) -> None:
-    done = door(word, script="grade.py", cwd=tmp_path)
+def test_the_door_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, code: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = door_here(word, script="grade.py")
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr

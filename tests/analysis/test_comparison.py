@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from bench.analysis.comparison import (
 from bench.results import baselines, store
 from bench.results.schema import SCHEMA
 from tests import rows as made
-from tests.conftest import ROOT, SHORT, door
+from tests.conftest import ROOT, SHORT, door_here
 from tests.sweeps import Here
 
 ROW = dict.fromkeys(SCHEMA.names) | {
@@ -133,22 +132,24 @@ def test_the_rank_sum_test_by_hand() -> None:
 def test_the_door_on_real_rows(here: Here, tmp_path: Path) -> None:
     assert here.run("precision=fp32,bf16", SHORT) == 0
     same = f"candidate={here.folder}"
-    done = door(f"baseline={here.folder}", same, f"markdown={tmp_path / 'table.md'}", script="compare.py")
+    done = door_here(
+        f"baseline={here.folder}", same, f"markdown={tmp_path / 'table.md'}", script="compare.py"
+    )
     assert done.returncode == 0, done.stderr
     assert "None of 2 trials got worse." in done.stdout
     assert (tmp_path / "table.md").read_text().count("no worse") == 2
     heavier = store.records(here.folder)[1]
     heavier["peak_allocated_bytes"] += 2**20
     store.write(heavier, tmp_path / "heavier", "row")
-    done = door(f"baseline={here.folder}", f"candidate={tmp_path / 'heavier'}", script="compare.py")
+    done = door_here(f"baseline={here.folder}", f"candidate={tmp_path / 'heavier'}", script="compare.py")
     assert done.returncode == 1
-    assert re.search("1 of 1 trials got worse; the worst: .*precision=bf16", done.stdout)
+    assert "1 of 1 trials got worse; the worst: precision=bf16" in done.stdout
     store.write(heavier | {"device_name": "another"}, tmp_path / "other", "row")
-    done = door(f"baseline={here.folder}", f"candidate={tmp_path / 'other'}", script="compare.py")
+    done = door_here(f"baseline={here.folder}", f"candidate={tmp_path / 'other'}", script="compare.py")
     assert done.returncode == 2
     assert "any_device=true" in done.stderr
     store.write(heavier | {"trial_id": "unknown"}, tmp_path / "unknown", "row")
-    done = door(f"baseline={here.folder}", f"candidate={tmp_path / 'unknown'}", script="compare.py")
+    done = door_here(f"baseline={here.folder}", f"candidate={tmp_path / 'unknown'}", script="compare.py")
     assert done.returncode == 0
     assert "Nothing to compare" in done.stdout
 
@@ -185,7 +186,9 @@ def test_the_door_on_a_gpu_s_replicates(tmp_path: Path, by: float, code: int, ve
     for row in ten():
         half = "before" if row["replicate"] % 2 else "after"
         store.write(slowed(row, by if half == "after" else 0.0), tmp_path / half, str(row["replicate"]))
-    done = door(f"baseline={tmp_path / 'before'}", f"candidate={tmp_path / 'after'}", script="compare.py")
+    done = door_here(
+        f"baseline={tmp_path / 'before'}", f"candidate={tmp_path / 'after'}", script="compare.py"
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert verdict in done.stdout
     assert "precision=bf16_pure" in done.stdout
@@ -212,7 +215,7 @@ def test_the_accepted_baselines_can_be_read_and_say_where_they_are_from() -> Non
     ],
 )
 def test_the_door_says_what_is_wrong(words: tuple[str, ...], said: str) -> None:
-    done = door(*words, script="compare.py")
+    done = door_here(*words, script="compare.py")
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

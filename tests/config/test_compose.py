@@ -15,7 +15,7 @@ from bench.analysis import accuracy_grid
 from bench.config import compose
 from bench.config.command_line import check
 from bench.config.compose import CONF, CommandError, trial_from
-from tests.conftest import door, make_trial
+from tests.conftest import door_here, make_trial
 
 LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "gpu")
 
@@ -173,7 +173,7 @@ def test_combinations_of_valid_values_are_not_mistakes() -> None:
 
 
 def test_the_gpu_catalogue_is_not_an_axis() -> None:
-    done = door("gpu=t4")
+    done = door_here("gpu=t4")
     assert done.returncode == 2
     assert "gpu: no such axis or key" in done.stderr
 

@@ -12,7 +12,7 @@ from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.inference import cache_bytes
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
 from bench.trial.platform import CPU, CUDA, Platform
-from tests.conftest import make_trial
+from tests.conftest import make_trial, some
 
 LONG = "micro_batch_size=2 seq_len=1024"
 BRIEF = "micro_batch_size=64 seq_len=8 workload.decode_tokens=3"  # the cache's copy outweighs the prompt
@@ -20,18 +20,22 @@ BRIEF = "micro_batch_size=64 seq_len=8 workload.decode_tokens=3"  # the cache's 
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        f"workload=prefill precision=fp32 {LONG}",
-        f"workload=prefill precision=fp16_pure {LONG}",
-        f"workload=prefill precision=int8 {LONG}",
-        f"workload=prefill precision=nf4 {LONG}",
-        f"workload=prefill precision=nf4 precision.double_quant=false {LONG}",
-        f"workload=decode precision=bf16_pure kv_cache=static workload.decode_tokens=3 {LONG}",
-        f"workload=decode precision=bf16_pure {BRIEF}",
-        f"workload=decode precision=int8 {BRIEF}",
-        f"workload=decode precision=nf4 kv_cache=static {BRIEF}",
-        "workload=decode precision=fp32 micro_batch_size=64 seq_len=2 workload.decode_tokens=6",
-    ],
+    some(
+        [
+            f"workload=prefill precision=fp32 {LONG}",
+            f"workload=prefill precision=fp16_pure {LONG}",
+            f"workload=prefill precision=int8 {LONG}",
+            f"workload=prefill precision=nf4 {LONG}",
+            f"workload=prefill precision=nf4 precision.double_quant=false {LONG}",
+            f"workload=decode precision=bf16_pure kv_cache=static workload.decode_tokens=3 {LONG}",
+            f"workload=decode precision=bf16_pure {BRIEF}",
+            f"workload=decode precision=int8 {BRIEF}",
+            f"workload=decode precision=nf4 kv_cache=static {BRIEF}",
+            "workload=decode precision=fp32 micro_batch_size=64 seq_len=2 workload.decode_tokens=6",
+        ],
+        every=3,
+        first=2,
+    ),
 )
 def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: str) -> None:
     trial = make_trial("method=simulate", "model=llama-7b", *overrides.split())
@@ -46,14 +50,17 @@ def test_llama_7b_on_cuda_is_within_a_five_thousandth_of_simulation(overrides: s
 
 @pytest.mark.parametrize(
     ("overrides", "platform", "within"),
-    [
-        ("model=llama3-8b workload=decode precision=bf16_pure micro_batch_size=8", CUDA, 0.0002),
-        ("model=opt-6.7b workload=decode precision=fp16_pure micro_batch_size=8", CUDA, 0.0002),
-        ("model=gpt2 workload=decode precision=bf16_pure micro_batch_size=8", CUDA, 0.001),
-        ("model=llama-tiny workload=decode precision=fp32", CPU, 0.001),
-        ("model=llama-tiny workload=decode precision=nf4", CPU, 0.001),
-        ("model=llama-7b workload=decode precision=int8", CPU, 0.001),
-    ],
+    some(
+        [
+            ("model=llama3-8b workload=decode precision=bf16_pure micro_batch_size=8", CUDA, 0.0002),
+            ("model=opt-6.7b workload=decode precision=fp16_pure micro_batch_size=8", CUDA, 0.0002),
+            ("model=gpt2 workload=decode precision=bf16_pure micro_batch_size=8", CUDA, 0.001),
+            ("model=llama-tiny workload=decode precision=fp32", CPU, 0.001),
+            ("model=llama-tiny workload=decode precision=nf4", CPU, 0.001),
+            ("model=llama-7b workload=decode precision=int8", CPU, 0.001),
+        ],
+        every=2,
+    ),
 )
 def test_other_architectures_and_the_cpu(overrides: str, platform: Platform, within: float) -> None:
     trial = make_trial("method=simulate", *overrides.split(), "workload.decode_tokens=3")

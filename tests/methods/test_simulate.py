@@ -47,13 +47,13 @@ def simulated(*overrides: str, platform: Platform = CPU) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("overrides", "platform"),
     [
-        *((overrides, CPU) for overrides in DEEP[::4]),
+        *((overrides, CPU) for overrides in DEEP[4::8]),
         *((overrides, CUDA) for overrides in DEEP[1::6]),
         *(pytest.param(overrides, CUDA, marks=pytest.mark.slow) for overrides in DEEP[4::6]),
         *(
             pytest.param(overrides, CPU, marks=pytest.mark.slow)
             for overrides in DEEP
-            if overrides not in DEEP[::4]
+            if overrides not in DEEP[4::8]
         ),
     ],
 )

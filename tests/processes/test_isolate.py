@@ -190,12 +190,14 @@ def test_a_server_that_touched_the_device_is_passed_over(
 def test_the_fork_server_has_the_stack_and_no_device(log: Path) -> None:
     program = (
         "import bench.processes.preload, torch, sys; "
-        "print(torch.cuda.is_initialized(), {'peft', 'bitsandbytes', 'transformers'} <= sys.modules.keys())"
+        "print(torch.cuda.is_initialized(), "
+        "{'peft', 'bitsandbytes', 'transformers'} <= sys.modules.keys(), "
+        "'torch._inductor.compile_fx' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.split() == ["False", "True"]
+    assert done.stdout.split() == ["False", "True", "False"], "no device, the stack, no compiler"
 
 
 TWO = ("fsdp=full_shard", "fsdp.world_size=2")

@@ -18,7 +18,7 @@ from bench.reports import contents, write
 from bench.results import store
 from bench.results.schema import SCHEMA
 from tests import rows as made
-from tests.conftest import Command, door
+from tests.conftest import Command, door, door_here
 
 PLAIN = [made.measured(words) for words in made.GRID]
 
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 def test_a_real_sweep(bench_run: Callable[..., Command]) -> None:
     sweep = bench_run("-m", "precision=fp32,nf4", "lora=off,on")
-    done = door(f"results_dir={sweep.results_dir}", script="report.py")
+    done = door_here(f"results_dir={sweep.results_dir}", script="report.py")
     assert done.returncode == 0, done.stderr
     report = sweep.results_dir / "report"
     assert f"Report     {report / 'index.html'}  (4 rows)" in done.stdout
@@ -146,7 +146,7 @@ def test_rows_of_the_first_schema(tmp_path: Path) -> None:
     old = pa.Table.from_pylist(PLAIN[:4], schema=SCHEMA).drop_columns(sorted(later))
     (tmp_path / "trials").mkdir()
     pq.write_table(old, tmp_path / "trials" / "old.parquet")
-    done = door(f"results_dir={tmp_path}", script="report.py")
+    done = door_here(f"results_dir={tmp_path}", script="report.py")
     assert done.returncode == 0, done.stderr
     ladder = Page((tmp_path / "report" / "index.html").read_text()).tables[1]
     assert [line[0] for line in ladder[1:]] == ["fp32", "+ LoRA r16", "+ checkpointing"]
@@ -167,7 +167,7 @@ def test_claims_show_what_was_simulated_and_what_these_rows_hold(tmp_path: Path)
         {"Mixed precision nearly halves the memory of training": 0.5}, tmp_path / "claims.json"
     )
     made.write(PLAIN, tmp_path)
-    assert door(f"results_dir={tmp_path}", script="report.py").returncode == 0
+    assert door_here(f"results_dir={tmp_path}", script="report.py").returncode == 0
     claims = pd.read_csv(tmp_path / "report" / "tables" / "claims.csv").set_index("claim")
     assert claims.loc["Mixed precision nearly halves the memory of training", "verdict"] == "confirmed"
     slower = claims.loc["Checkpointing makes training 20 to 30 % slower"]
@@ -183,7 +183,7 @@ def test_claims_show_what_was_simulated_and_what_these_rows_hold(tmp_path: Path)
 
 
 def test_no_rows_says_what_to_do(tmp_path: Path) -> None:
-    done = door(f"results_dir={tmp_path}", script="report.py")
+    done = door_here(f"results_dir={tmp_path}", script="report.py")
     assert done.returncode == 1
     assert "run bench/run.py first" in done.stderr
 
@@ -191,7 +191,7 @@ def test_no_rows_says_what_to_do(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     made.write(PLAIN[:1], tmp_path)
     (tmp_path / "report").write_text("in the way")
-    done = door(f"results_dir={tmp_path}", script="report.py")
+    done = door_here(f"results_dir={tmp_path}", script="report.py")
     assert done.returncode == 1
     assert "cannot write the report" in done.stderr
     assert "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ import pytest
 from bench.results import compaction, layout, store
 from bench.results.schema import SCHEMA
 from tests import rows
-from tests.conftest import ROOT, door
+from tests.conftest import ROOT, door, door_here
 
 
 def files(folder: Path) -> set[str]:
@@ -337,9 +337,9 @@ def test_the_doors_mistakes_are_one_line(tmp_path: Path) -> None:
     write(tmp_path, rows.measured("lora=on"))
     with (tmp_path / "trials" / ".merge.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        busy = door(f"results_dir={tmp_path}", script="compact.py")
-    wrong = door(f"results_dir={tmp_path}", "older_than=3", script="compact.py")
-    nowhere = door(f"results_dir={tmp_path / 'no'}", script="compact.py")
+        busy = door_here(f"results_dir={tmp_path}", script="compact.py")
+    wrong = door_here(f"results_dir={tmp_path}", "older_than=3", script="compact.py")
+    nowhere = door_here(f"results_dir={tmp_path / 'no'}", script="compact.py")
     assert [busy.returncode, wrong.returncode, nowhere.returncode] == [1, 2, 2]
     assert "another merge is at work" in busy.stderr
     assert "did you mean older_than_days?" in wrong.stderr

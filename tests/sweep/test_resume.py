@@ -16,7 +16,7 @@ from bench.machine import provenance
 from bench.paths import ROOT
 from bench.results import store
 from bench.sweep import diagnosis, forecast, resume
-from tests.conftest import door, make_trial
+from tests.conftest import door, door_here, make_trial
 from tests.rows import all_rows
 from tests.sweeps import Here
 
@@ -151,7 +151,7 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(here: Here) -> N
     assert here.run("optimizer=sgd", "optimizer.lr=1e30,0.01") == 1
     trials = here.folder / "trials"
     (trials / "photo.parquet").write_bytes(b"no row")
-    done = door(f"results_dir={here.folder}", "trial=false", script="doctor.py")
+    done = door_here(f"results_dir={here.folder}", "trial=false", script="doctor.py")
     assert done.returncode == 1
     assert "✓ torch" in done.stdout
     assert "✗ files" in done.stdout and f"{trials}/photo.parquet" in done.stdout
@@ -162,7 +162,7 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(here: Here) -> N
     for path in trials.glob("*.parquet"):
         if store.records_of([path])[0]["status"] == "error":
             path.unlink()
-    assert door(f"results_dir={here.folder}", "trial=false", script="doctor.py").returncode == 0
+    assert door_here(f"results_dir={here.folder}", "trial=false", script="doctor.py").returncode == 0
 
 
 def test_the_doctor_tries_a_trial() -> None:
@@ -178,7 +178,7 @@ def test_the_doctors_words() -> None:
 
 
 def test_an_empty_folder_is_no_fault(tmp_path: Path) -> None:
-    done = door(f"results_dir={tmp_path}", "trial=false", script="doctor.py")
+    done = door_here(f"results_dir={tmp_path}", "trial=false", script="doctor.py")
     assert done.returncode == 0
     assert "holds no rows yet" in done.stdout
 
