@@ -27,8 +27,7 @@ from bench.analysis.studies import (
     tell_apart,
 )
 from bench.machine.gpu_catalogue import workspaces_bytes
-from bench.methods.estimate.closed_form import closed_form
-from bench.trial.platform import CPU, CUDA
+from bench.methods.estimate import formulas
 from bench.trial.spec import from_text
 from bench.trial.vocabulary import CATEGORIES
 
@@ -109,7 +108,8 @@ def pairs(study: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `added` and `beside` (techniques in words; equal for a technique alone), `status` of the trial that
-        has both, `before` (that of the trial without `added`), `peak_change`, `rate_change` and `label`.
+        has both, `before` (that of the trial without `added`), `peak_change`, `rate_change`,
+        `rates_differ` and `label`.
         If several trials have the same two techniques, the one with the lowest peak.
     """
     cells = [
@@ -120,13 +120,15 @@ def pairs(study: pd.DataFrame) -> pd.DataFrame:
             "before": pair.before["status"],
             "peak_change": pair.peak_change,
             "rate_change": pair.rate_change,
+            "rates_differ": pair.rates_differ,
             "label": pair.after["label"],
             "peak": pair.after[PEAK],
         }
         for pair in neighbours.neighbours(study)
         if len(pair.before["steps"]) <= 1
     ]
-    columns = ["added", "beside", "status", "before", "peak_change", "rate_change", "label", "peak"]
+    columns = ["added", "beside", "status", "before", "peak_change", "rate_change", "rates_differ"]
+    columns += ["label", "peak"]
     table = pd.DataFrame(cells, columns=columns).sort_values("peak", kind="stable")
     return table.drop_duplicates(["added", "beside"]).drop(columns="peak")
 
@@ -253,14 +255,10 @@ def _expected_peak(row: dict[str, Any], predicted: dict[str, dict[str, Any]]) ->
     trial = from_text(row["definition"]) if isinstance(row["definition"], str) else None
     if trial is None:
         return None
-    workspaces = workspaces_bytes(row["device"], trial)
     for predictor, words in (("simulate", "simulated"), ("closed_form", "closed form")):
         if predictor in predicted:
-            return int(predicted[predictor][PEAK]) + workspaces, words
-    if row["status"] != "oom":
-        return None
-    platform = CPU if device_type(row["device"]) == "cpu" else CUDA
-    return int(closed_form(trial, platform)["peak_allocated_bytes"] or 0) + workspaces, "closed form"
+            return int(predicted[predictor][PEAK]) + workspaces_bytes(row["device"], trial), words
+    return (formulas.peak_bytes(trial, row["device"]), "closed form") if row["status"] == "oom" else None
 
 
 def rows_table(trials: pd.DataFrame) -> pd.DataFrame:

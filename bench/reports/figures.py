@@ -182,10 +182,13 @@ def speed_against_memory(study: pd.DataFrame) -> Chart | None:
     line = alt.Chart(edge).mark_line(
         color=INK, strokeDash=[4, 3], strokeWidth=1.2, interpolate="step-after"
     )
-    names = alt.Chart(edge).mark_text(align="right", dx=-9, dy=-7, fontSize=10, color=INK)
-    return styled_chart(
-        line.encode(x=x, y=y), intervals, marks, names.encode(x=x, y=y, text="label:N"), height=420
-    )
+    right = edge["peak"] >= points["peak"].mean()
+    names = [  # away from the line, and from the axis
+        alt.Chart(edge[~right]).mark_text(align="left", dx=9, dy=14, fontSize=10, color=INK),
+        alt.Chart(edge[right]).mark_text(align="right", dx=-9, dy=-7, fontSize=10, color=INK),
+    ]
+    named = [name.encode(x=x, y=y, text="label:N") for name in names]
+    return styled_chart(line.encode(x=x, y=y), intervals, marks, *named, height=420)
 
 
 def _beside_precision(fits: pd.DataFrame) -> list[str]:

@@ -35,12 +35,15 @@ def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
     shown = cells[cells["added"].isin(order) & cells["beside"].isin(order)]
     shown = shown.assign(
         peak=[
-            format_change(change) or ("fits with it" if status == "ok" and before == "oom" else status)
+            format_change(change) or _without_change(status, before)
             for change, status, before in zip(
                 shown["peak_change"], shown["status"], shown["before"], strict=True
             )
         ],
-        rate=["" if pd.isna(change) else f"{format_change(change)} t/s" for change in shown["rate_change"]],
+        rate=[
+            "" if pd.isna(change) else f"{format_change(change)} t/s" if differ else "same t/s?"
+            for change, differ in zip(shown["rate_change"], shown["rates_differ"], strict=True)
+        ],
     )
     base = alt.Chart(shown).encode(
         x=alt.X("beside:N", sort=order, title="beside", axis=alt.Axis(labelAngle=-40, labelLimit=160)),
@@ -64,6 +67,13 @@ def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
     upper = base.mark_text(dy=-6, fontWeight="bold").encode(text="peak:N", color=ink)
     lower = base.mark_text(dy=8, fontSize=9).encode(text="rate:N", color=ink)
     return styled_chart(tiles, upper, lower, height=44 * len(order), width=max(240, 74 * len(order)))
+
+
+def _without_change(status: str, before: str) -> str:
+    """Why a pair of trials shows no change: how one ended, or that the technique mends it."""
+    if status != "ok":
+        return status
+    return "fits with it" if before == "oom" else "runs with it"
 
 
 def cost_curve(lines: pd.DataFrame, axis: str, column: str) -> Chart | None:

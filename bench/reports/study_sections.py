@@ -193,8 +193,9 @@ def _figures(study: pd.DataFrame, number: int) -> Iterator[Section]:
             "Technique by technique",
             figures_across.techniques_by_technique(tables.pairs(study)),
             "What the technique of the line changes where that of the column is in force already; alone on "
-            "the diagonal. The peak is large, tokens/s small. Blue saves memory, orange costs memory. A "
-            "status stands where no change can be told; an empty cell was not run.",
+            "the diagonal. The peak is large, tokens/s small (a question mark: the intervals overlap). Blue "
+            "saves memory, orange costs memory. Words stand where no change can be told; an empty cell was "
+            "not run.",
         ),
     )
     for name, title, chart, caption in drawn:

@@ -117,14 +117,19 @@ class Trial:
         return self.micro_batch_size * self.seq_len * self.grad_accum_steps * sides
 
     def definition(self) -> dict[str, Any]:
-        """What defines the trial, as plain data; details of axes that are off are left out."""
+        """What defines the trial, as plain data; details of axes that are off are left out.
+
+        Except those that contradict the axis: such a trial is skipped, and is not the one without them.
+        """
         whole = asdict(self)
         for axis in ("lora", "fsdp"):
             if whole[axis]["name"] == "off":
                 whole[axis] = {"name": "off"}
+        if self.fsdp.name == "off" and self.fsdp.world_size > 1:  # it is skipped: not the trial without
+            whole["fsdp"]["world_size"] = self.fsdp.world_size
         if self.workload.name != "decode":
             del whole["workload"]["decode_tokens"]
-        if not self.workload.inference:
+        if not self.workload.inference and self.kv_cache.name == "dynamic":
             del whole["kv_cache"]
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
             if self.method != method:
