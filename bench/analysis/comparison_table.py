@@ -6,17 +6,12 @@ from collections.abc import Iterable
 
 from bench.analysis.comparison import Comparison, Row, by_trial, unmatched
 from bench.formatting import count_of, markdown_table
+from bench.trial.spec import subject_of_rows
 
 
 def subject(rows: Iterable[Row]) -> str:
     """What a set of rows measured, and on what: models, workloads, shapes and devices."""
-    kept = [row for trial in by_trial(rows).values() for row in trial]
-    shapes = dict.fromkeys(
-        f"{row['model']}, {row['workload']}, {row['micro_batch_size']} × {row['seq_len']} tokens"
-        for row in kept
-    )
-    devices = dict.fromkeys(str(row["device_name"]) for row in kept if row["device_name"])
-    return f"{'; '.join(shapes)}, on {', '.join(devices) or 'no device'}"
+    return subject_of_rows(row for trial in by_trial(rows).values() for row in trial)
 
 
 def comparison_lines(compared: list[Comparison]) -> tuple[list[str], list[list[str]]]:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bench.trial.outcome import STATUSES, counting_executions
-from bench.trial.spec import from_text
+from bench.trial.spec import from_text, shape_words
 from bench.trial.vocabulary import CATEGORIES
 
 TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
@@ -159,9 +159,10 @@ def _titles(merged: pd.DataFrame) -> list[str]:
 def _title(row: dict[str, Any]) -> str:
     method = "" if row["method"] == "measure" else f"{row['method']}d: "
     formula = "" if pd.isna(row["formula"]) else f", {str(row['formula']).replace('_', ' ')}"
-    accumulated = f" × {row['grad_accum_steps']} micro-steps" if row["grad_accum_steps"] > 1 else ""
-    shape = f"{row['micro_batch_size']} × {row['seq_len']} tokens{accumulated}"
-    return f"{method}{row['model']}, {row['workload']}, {shape}, {row['device']}{formula}"
+    shape = shape_words(
+        row["model"], row["workload"], row["micro_batch_size"], row["seq_len"], row["grad_accum_steps"]
+    )
+    return f"{method}{shape}, {row['device']}{formula}"
 
 
 def tell_apart(

@@ -192,8 +192,8 @@ def _figures(study: pd.DataFrame, number: int) -> Iterator[Section]:
             "pairs",
             "Technique by technique",
             figures_across.techniques_by_technique(tables.pairs(study)),
-            "What the technique of the line changes where that of the column is in force already; alone on "
-            "the diagonal. The peak is large, tokens/s small (a question mark: the intervals overlap). Blue "
+            "What the technique of the line changes where that of the column is in force; alone on the "
+            "diagonal. The peak is large, tokens/s small (a question mark: intervals overlap). Blue "
             "saves memory, orange costs memory. Words stand where no change can be told; an empty cell was "
             "not run.",
         ),

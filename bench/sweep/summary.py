@@ -18,7 +18,7 @@ from bench.methods.estimate import formulas
 from bench.sweep import progress
 from bench.trial.outcome import STATUSES
 from bench.trial.platform import ranks_share_device
-from bench.trial.spec import from_text
+from bench.trial.spec import from_text, subject_of_rows
 from bench.trial.vocabulary import precision_words
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
         console.print("No trial has ended; no row was written.")
         return
     counted = f"{len(rows)} of {command.size or len(rows)} trials"
-    console.print(f"\n{escape(subject(rows))}\n{counted}\n", highlight=False)
+    console.print(f"\n{escape(subject_of_rows(rows))}\n{counted}\n", highlight=False)
     console.print(table(rows), highlight=False)
     for note in notes(rows):
         console.print(f"\n{escape(note)}", highlight=False)
@@ -81,7 +81,8 @@ def show_plan(plans: list[Planned]) -> None:
                 capacity = formatting.format_gib(forecast.capacity_bytes)
         expected = "" if plan.seconds is None else formatting.format_duration(plan.seconds)
         grid.add_row(*map(escape, [label, plan.verdict, peak, capacity, expected, reason]))
-    console.print()
+    subjects = dict.fromkeys(plan.subject for plan in plans)
+    console.print(f"\n{escape('; '.join(subjects))}, on this machine's device\n", highlight=False)
     console.print(grid, highlight=False)
     known = [plan.seconds for plan in plans if plan.seconds is not None]
     unknown = len(plans) - len(known)
@@ -96,16 +97,6 @@ def show_lost(lost: list[str]) -> None:
     if lost:
         print("\nNo row came of\n  " + "\n  ".join(lost))
         print("Give the same command again to run them.")
-
-
-def subject(rows: Rows) -> str:
-    """What was run on what: model, workload, shape and device, each value once."""
-    shapes = dict.fromkeys(
-        f"{row['model']}, {row['workload']}, {row['micro_batch_size']} × {row['seq_len']} tokens"
-        for row in rows
-    )
-    devices = dict.fromkeys(row["device_name"] for row in rows if row["device_name"])
-    return f"{'; '.join(shapes)}, on {', '.join(devices) or 'no device'}"
 
 
 def notes(rows: Rows) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -116,6 +117,13 @@ class Trial:
         sides = 2 if self.model.encoder_decoder else 1
         return self.micro_batch_size * self.seq_len * self.grad_accum_steps * sides
 
+    @property
+    def subject(self) -> str:
+        """Its model, workload and shape in words, as above a table."""
+        return shape_words(
+            self.model.label, self.workload.name, self.micro_batch_size, self.seq_len, self.grad_accum_steps
+        )
+
     def definition(self) -> dict[str, Any]:
         """What defines the trial, as plain data; details of axes that are off are left out.
 
@@ -193,6 +201,25 @@ _AXES: dict[str, Any] = {
     "kv_cache": KvCache,
     "timing": Timing,
 }
+
+
+def shape_words(model: str, workload: str, micro_batch_size: int, seq_len: int, micro_steps: int) -> str:
+    """A model, a workload and a shape in words: `llama-7b, train, 1 × 2048 tokens`."""
+    accumulated = f" × {micro_steps} micro-steps" if micro_steps > 1 else ""
+    return f"{model}, {workload}, {micro_batch_size} × {seq_len} tokens{accumulated}"
+
+
+def subject_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What rows are of: models, workloads, shapes and devices, each once, as above a table."""
+    rows = list(rows)
+    shapes = dict.fromkeys(
+        shape_words(
+            row["model"], row["workload"], row["micro_batch_size"], row["seq_len"], row["grad_accum_steps"]
+        )
+        for row in rows
+    )
+    devices = dict.fromkeys(row["device_name"] for row in rows if row["device_name"])
+    return f"{'; '.join(shapes)}, on {', '.join(devices) or 'no device'}"
 
 
 def axes_of(trial: Trial) -> dict[str, Any]:
