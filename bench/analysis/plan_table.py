@@ -134,8 +134,8 @@ def _precision_lines(answers: list[Answer]) -> list[str]:
     """What the precisions of the plan mean, in words."""
     kinds = dict.fromkeys(answer.trial.precision for answer in answers)
     return [
-        f"precision={kind.name}: {precision_words(kind.param_dtype, kind.compute_dtype, kind.quantization)}."
-        for kind in kinds
+        f"precision={one.name}: {precision_words(one.param_dtype, one.compute_dtype, one.quantization)}."
+        for one in kinds
     ]
 
 

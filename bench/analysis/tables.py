@@ -27,7 +27,7 @@ from bench.analysis.studies import (
     tell_apart,
 )
 from bench.machine.gpu_catalogue import workspaces_bytes
-from bench.methods.estimate import formulas
+from bench.methods.estimate.closed_form import expected_peak_bytes
 from bench.trial.spec import from_text
 from bench.trial.vocabulary import CATEGORIES
 
@@ -258,7 +258,8 @@ def _expected_peak(row: dict[str, Any], predicted: dict[str, dict[str, Any]]) ->
     for predictor, words in (("simulate", "simulated"), ("closed_form", "closed form")):
         if predictor in predicted:
             return int(predicted[predictor][PEAK]) + workspaces_bytes(row["device"], trial), words
-    return (formulas.peak_bytes(trial, row["device"]), "closed form") if row["status"] == "oom" else None
+    size = expected_peak_bytes(trial, row["device"]) if row["status"] == "oom" else None
+    return None if size is None else (size, "closed form")
 
 
 def rows_table(trials: pd.DataFrame) -> pd.DataFrame:

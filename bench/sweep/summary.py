@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import formatting, paths
-from bench.methods.estimate import formulas
+from bench.methods.estimate.closed_form import expected_peak_bytes
 from bench.sweep import progress
 from bench.trial.outcome import STATUSES
 from bench.trial.platform import ranks_share_device
@@ -164,22 +164,10 @@ def table(rows: Rows) -> Table:
 
 def _reason(row: dict[str, Any]) -> str | None:
     """The row's reason; of a trial that ran out of memory with what it was predicted to need."""
+    reason = str(row["reason"]) if row["reason"] else None
     trial = from_text(row["definition"]) if row["status"] == "oom" and row["definition"] else None
-    if trial is None:
-        return str(row["reason"]) if row["reason"] else None
-    size = formatting.format_bytes(formulas.peak_bytes(trial, row["device_name"] or ""))
-    return f"predicted to need {size} (closed form). {row['reason']}"
-
-
-def _empty_table(*names: str) -> Table:
-    """A table with these columns: text to the left, folded where it is too long, numbers to the right."""
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        if name in ("trial", "reason"):
-            grid.add_column(name, overflow="fold")
-        else:
-            grid.add_column(name, justify="left" if name in ("status", "plan") else "right")
-    return grid
+    size = trial and expected_peak_bytes(trial, row["device_name"] or "")
+    return f"predicted to need {formatting.format_bytes(size)} (closed form). {reason}" if size else reason
 
 
 def labels(trials: Rows) -> list[str]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 import traceback
 
-from bench.machine.gpu_catalogue import workspaces_bytes
 from bench.machine.host import accelerator_in_sight
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
 from bench.trial.columns import Hardware
 from bench.trial.outcome import Outcome, in_one_line
-from bench.trial.platform import CPU, CUDA, platform_of
+from bench.trial.platform import platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
@@ -35,13 +34,6 @@ def estimate(trial: Trial) -> Outcome:
     columns["working_seconds"] = seconds
     hardware: Hardware = {"device_name": f"estimated {platform.device_type}"}
     return Outcome("ok", None, None, [columns], hardware, seconds)
-
-
-def peak_bytes(trial: Trial, device_name: str) -> int:
-    """The closed form's peak of a trial on a device, with the workspaces of its card."""
-    platform = CPU if device_name.startswith("CPU") else CUDA
-    tensors = closed_form(trial, platform)["peak_allocated_bytes"] or 0
-    return int(tensors) + workspaces_bytes(device_name, trial)
 
 
 def _device_type(trial: Trial) -> str:
