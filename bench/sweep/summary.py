@@ -170,6 +170,17 @@ def _reason(row: dict[str, Any]) -> str | None:
     return f"predicted to need {formatting.format_bytes(size)} (closed form). {reason}" if size else reason
 
 
+def _empty_table(*names: str) -> Table:
+    """A table with these columns: text to the left, folded where it is too long, numbers to the right."""
+    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        if name in ("trial", "reason"):
+            grid.add_column(name, overflow="fold")
+        else:
+            grid.add_column(name, justify="left" if name in ("status", "plan") else "right")
+    return grid
+
+
 def labels(trials: Rows) -> list[str]:
     """A label for each merged trial of one sweep: the overrides that not all share, and its replicates."""
     return [
