@@ -114,7 +114,7 @@ def test_figures_and_tables_lie_beside_it(tmp_path: Path) -> None:
     assert set(claims["verdict"]) == {
         "undecided",
         "not testable",
-    }  # nothing simulated: only what was measured
+    }
     assert claims["measured here"].notna().all()
 
 

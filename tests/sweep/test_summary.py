@@ -25,7 +25,7 @@ def test_what_ran_out_of_memory_needs_more_than_it_reached_and_says_what_was_pre
     (peak, *others) = summary.cells(failed, None)
     assert peak == f"> {failed['peak_allocated_bytes'] / 2**30:.2f}"
     assert not any(others)
-    reason = list(summary.table([failed]).columns[-1].cells)[0]
+    reason = next(iter(summary.table([failed]).columns[-1].cells))
     assert "predicted to need 1" in str(reason)
     assert "GiB (closed form)" in str(reason)
 
