@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from bench.analysis import studies
+    from bench.analysis import claims_table, studies
     from bench.processes.simulation_pool import Simulator
     from bench.results import store
 
@@ -42,12 +42,12 @@ def main(arguments: list[str]) -> int:
     literature.write_values(values, words["results_dir"] / "claims.json")
     trials = studies.trials(store.read(words["results_dir"], columns=studies.COLUMNS))
     findings = literature.judge_claims(claims, values, trials)
-    text = literature.markdown(findings)
+    text = claims_table.markdown(findings)
     target = words["results_dir"] / "report" / "claims.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("# Claims\n\n" + text)
     Console(width=160).print(Markdown(text))
-    print(f"\n{literature.summary(findings)}\nAlso in {target}")
+    print(f"\n{claims_table.summary(findings)}\nAlso in {target}")
     return 0
 
 

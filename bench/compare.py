@@ -9,10 +9,12 @@ Its key=value arguments:
   p=0.01              the largest probability of such a loss by chance that counts as a regression
   memory_bytes=0      the bytes by which the peak may grow
   any_device=false    true also compares rows of different devices
+  require_all=false   true: a trial of the baseline that the candidate lacks is a failure, too
   markdown=FILE       also write the table there
-Options work too: --baseline-ref NAME, --baseline-ref=NAME. Exit codes: 0 if nothing got worse, or nothing
-can be compared (it prints which); 1 if something got worse; 2 if the command line is wrong or the devices
-differ.
+Options work too: --baseline-ref NAME, --baseline-ref=NAME. Exit codes: 0 if nothing got worse, or
+baseline_ref=auto finds no baseline for this device yet (it says how to accept one); 1 if something got
+worse; 2 if the command line is wrong or the devices differ; 3 if no trial is in both sets, so that nothing
+was compared.
 """
 
 import sys
@@ -21,6 +23,7 @@ from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
+_NOTHING_MATCHED = 3
 _PLAIN_WIDTH = 180  # columns, where the output is no terminal
 
 
@@ -38,6 +41,7 @@ def main(arguments: list[str]) -> int:
         "p": 0.01,
         "memory_bytes": 0,
         "any_device": False,
+        "require_all": False,
         "markdown": "",
     }
     try:
@@ -51,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(words: dict[str, Any]) -> int:
-    from bench.analysis import comparison
+    from bench.analysis import comparison, comparison_table
     from bench.config.key_values import KeyValueError
 
     if bool(words["baseline"]) == bool(words["baseline_ref"]):
@@ -66,10 +70,15 @@ def _compare(words: dict[str, Any]) -> int:
     before = _rows(baseline)
     thresholds = comparison.Thresholds(words["memory_bytes"], words["slower"], words["p"])
     compared = comparison.compare(before, after, thresholds, any_device=words["any_device"])
-    verdict = comparison.verdict(compared, before, after)
-    _write(words["markdown"], "\n\n".join([comparison.comparison_markdown(compared).rstrip(), *verdict]))
-    _show(compared, verdict)
-    return 1 if any(trial.regressions for trial in compared) else 0
+    verdict = comparison_table.verdict(compared, before, after)
+    subject = comparison_table.subject(after)
+    table = comparison_table.comparison_markdown(compared).rstrip()
+    _write(words["markdown"], "\n\n".join([f"{subject}.", table, *verdict]))
+    _show(subject, compared, verdict)
+    if not compared:
+        return _NOTHING_MATCHED
+    gone = words["require_all"] and comparison.unmatched(before, after)
+    return 1 if gone or any(trial.regressions for trial in compared) else 0
 
 
 def _accepted(name: str, after: list[dict[str, Any]], candidate: str) -> str:
@@ -120,16 +129,17 @@ def _rows(place: str) -> list[dict[str, Any]]:
     return resume.without_resolved_failures(store.records_of(files))
 
 
-def _show(compared: list[Any], verdict: list[str]) -> None:
+def _show(subject: str, compared: list[Any], verdict: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from bench import formatting
-    from bench.analysis import comparison
+    from bench.analysis import comparison_table
 
     console = formatting.console(_PLAIN_WIDTH)
     if compared:
-        header, rows = comparison.comparison_lines(compared)
+        console.print(f"{escape(subject)}\n", highlight=False)
+        header, rows = comparison_table.comparison_lines(compared)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in header:
             table.add_column(name, overflow="fold")

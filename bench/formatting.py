@@ -30,6 +30,11 @@ def format_bytes(size: float) -> str:
     return f"{number:,.1f} GiB" if number >= 10 else f"{number:.2f} GiB"
 
 
+def format_peak(size: float, status: str) -> str:
+    """A trial's peak with its unit; one that ran out of memory needs more than it reached."""
+    return f"more than {format_bytes(size)}" if status == "oom" else format_bytes(size)
+
+
 def format_gib(size: float) -> str:
     """GiB, without the unit, to three significant digits or more."""
     gib = size / _GIB

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.formatting import markdown_table as markdown_table
 from bench.trial.outcome import STATUSES
 
 Row = dict[str, Any]
@@ -100,7 +99,7 @@ def compare(
     Raises:
         OtherDeviceError: the sets are of different devices, and `any_device` is False.
     """
-    old, new = _by_trial(before), _by_trial(after)
+    old, new = by_trial(before), by_trial(after)
     shared = [trial_id for trial_id in old if trial_id in new]
     if not any_device:
         devices = [
@@ -150,7 +149,19 @@ def _shared_count(parts: dict[str, list[Row]], one: str, other: str) -> int:
     return len({row["trial_id"] for row in parts[one]} & {row["trial_id"] for row in parts[other]})
 
 
-def _by_trial(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def unmatched(before: Iterable[Row], after: Iterable[Row]) -> list[str]:
+    """The baseline's trials that are not among the candidate's, by their overrides."""
+    new = by_trial(after)
+    return [_label(rows) for trial_id, rows in by_trial(before).items() if trial_id not in new]
+
+
+def _label(rows: list[Row]) -> str:
+    """A trial's name in a table: its overrides."""
+    return str(rows[0]["overrides"]).removeprefix("python bench/run.py").strip() or "(defaults)"
+
+
+def by_trial(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The measured rows of each trial, by its id."""
     trials: dict[str, list[Row]] = {}
     for row in rows:
         if row["method"] == "measure":
@@ -176,9 +187,8 @@ def _compare_trial(old: list[Row], new: list[Row], thresholds: Thresholds) -> Co
     slower = rates[0] and rates[1] and rates[1] / rates[0] - 1 <= -thresholds.slower
     if slower and chance is not None and chance <= thresholds.p:
         regressions.append("slower")
-    label = str(new[0]["overrides"]).removeprefix("python bench/run.py").strip() or "(defaults)"
     return Comparison(
-        label=label,
+        label=_label(new),
         trial_id=new[0]["trial_id"],
         replicates=(len(old), len(new)),
         statuses=statuses,
@@ -226,58 +236,3 @@ def chance_of_loss(before: list[float], after: list[float]) -> float | None:
     divisions = itertools.islice(itertools.combinations(ranks, len(after)), 0, None, stride)
     as_low = [sum(chosen) <= seen for chosen in divisions]
     return sum(as_low) / len(as_low)
-
-
-def comparison_lines(compared: list[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """The comparison as a header and rows of text, the worst first."""
-    header = ["trial", "verdict", "peak MiB", "change", "tokens/s/device", "change", "p", "replicates"]
-    rows = []
-    for trial in compared:
-        before, after = trial.peaks
-        old, new = trial.rates
-        rows.append(
-            [
-                trial.label,
-                ", ".join(trial.regressions) or "no worse",
-                "" if before is None or after is None else f"{before / 2**20:.2f} -> {after / 2**20:.2f}",
-                "" if trial.memory_change is None else f"{trial.memory_change:+,} B",
-                "" if old is None or new is None else f"{old:,.0f} -> {new:,.0f}",
-                "" if trial.speed_change is None else f"{trial.speed_change:+.1%}",
-                "" if trial.p is None else f"{trial.p:.3f}",
-                f"{trial.replicates[0]} -> {trial.replicates[1]}",
-            ]
-        )
-    return header, rows
-
-
-def comparison_markdown(compared: list[Comparison]) -> str:
-    """The comparison as a Markdown table, for a pull request; empty if nothing was compared."""
-    if not compared:
-        return ""
-    header, rows = comparison_lines(compared)
-    return markdown_table(header, [[f"`{row[0]}`", *row[1:]] for row in rows])
-
-
-def verdict(compared: list[Comparison], before: list[Row], after: list[Row]) -> list[str]:
-    """The result in sentences; the last one says whether anything got worse.
-
-    Args:
-        compared: what `compare` returned.
-        before: the baseline's rows.
-        after: the candidate's rows.
-    """
-    if not compared:
-        return [f"Nothing to compare: no trial is in both sets ({len(before)} rows, {len(after)} rows)."]
-    notes = []
-    gone = len(_by_trial(before).keys() - _by_trial(after).keys())
-    if gone:
-        notes.append(f"{gone} more of the baseline's trials are not among the candidate's.")
-    unreplicated = sum(trial.p is None for trial in compared)
-    if unreplicated:
-        notes.append(f"Speed is not judged for {unreplicated} trials without replicates (replicates=5).")
-    worse = [trial for trial in compared if trial.regressions]
-    if worse:
-        reasons = ", ".join(worse[0].regressions)
-        worst = f"the worst: {worse[0].label} ({reasons})"
-        return [*notes, f"{len(worse)} of {len(compared)} trials got worse; {worst}"]
-    return [*notes, f"None of {len(compared)} trials got worse."]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from bench.analysis.accuracy import UNDER, Graded
-from bench.analysis.studies import baseline_trial, reference_trial, row_dicts
-from bench.analysis.tables import PEAK, RATE, alone, changed, frontier
+from bench.analysis.neighbours import is_toy, rates_differ
+from bench.analysis.studies import PEAK, RATE, baseline_trial, row_dicts
+from bench.analysis.tables import by_technique, changed, fastest_within
 from bench.formatting import format_bytes, format_change
 
 _MOST_FINDINGS = 3
+_MOST_BUDGETS = 4  # of memory, in one finding
 _WIDE = 0.05  # of the rate: a wider interval is warned of
 _NOISY = 0.10  # of the median step: a wider interquartile range is warned of
 _UNTRACKED = 0.05  # of the peak: more untracked bytes are warned of
@@ -22,89 +25,98 @@ _UNTRACKED = 0.05  # of the peak: more untracked bytes are warned of
 def findings(studies: list[pd.DataFrame], all_graded: list[Graded]) -> list[str]:
     """At most three findings: about the first study, then about the predictions.
 
+    Those about a study begin with its model, shape and device, for without them they would be read as true
+    of all.
+
     Args:
         studies: what `studies.studies` returns, so the largest measured study first.
         all_graded: what `tables.errors` returns.
     """
     sentences = []
     if studies:
-        study, reference = studies[0], reference_trial(studies[0])
-        sentences = [_nothing_fits(study)] if reference is None else list(_about_study(study, reference))
+        subject = subject_of(studies[0])
+        sentences = [f"{subject}: {sentence}" for sentence in _about_study(studies[0])]
     if all_graded:
         sentences.append(_about_predictions(all_graded))
     return list(filter(None, sentences))[:_MOST_FINDINGS]
 
 
-def _about_study(study: pd.DataFrame, reference: dict[str, Any]) -> Iterator[str]:
-    if baseline_trial(study)["status"] == "oom":
-        fits = study[study["status"] == "ok"]
+def subject_of(study: pd.DataFrame) -> str:
+    """The study's model, shape and device in words; of a toy model that it is one."""
+    title, sizes = str(study["title"].iloc[0]), study["param_count"].dropna()
+    if sizes.empty or not is_toy({"param_count": sizes.max()}):
+        return title
+    return f"{title} (a toy of {sizes.max() / 1e6:,.1f} million parameters)"
+
+
+def _about_study(study: pd.DataFrame) -> Iterator[str]:
+    plain, fits = baseline_trial(study), study[(study["status"] == "ok") & study[PEAK].notna()]
+    if fits.empty:
+        yield _nothing_fits(study)
+        return
+    if plain["status"] == "oom":
         failed = (study["status"] == "oom").sum()
-        least = fits.nsmallest(1, PEAK).iloc[0]
+        least = row_dicts(fits.nsmallest(1, PEAK))[0]
         yield (
-            f"{baseline_trial(study)['label']} runs out of memory, as do {failed} of {len(study)} trials; "
+            f"{plain['label']} runs out of memory, as {failed} of {len(study)} trials do; "
             f"{least['label']} needs least, {format_bytes(least[PEAK])}."
         )
     ranked = changed(study)
-    ranked = ranked[(ranked["status"] == "ok") & ranked["peak_change"].notna()]
-    best = ranked.nsmallest(1, "peak_change").iloc[0]
-    if best["peak_change"] < -0.01:
+    best = ranked[ranked["peak_change"].notna()].nsmallest(1, "peak_change")
+    for row in row_dicts(best[best["peak_change"] < -0.01]):
         yield (
-            f"Lowest peak: {best['label']} takes {format_bytes(best[PEAK])} instead of "
-            f"{format_bytes(reference[PEAK])} ({reference['label']}), "
-            f"{format_change(best['peak_change'])}{_at_speed(best)}."
+            f"lowest peak: {row['label']} takes {format_bytes(row[PEAK])} instead of "
+            f"{format_bytes(plain[PEAK])} ({plain['label']}), "
+            f"{format_change(row['peak_change'])}{_at_speed(row['rate_change'], rates_differ(plain, row))}."
         )
-    # Trials of one technique differ from the baseline by it; from another reference they differ by more.
-    if reference["baseline"]:
-        single = alone(study)
-        single = single[(single["status"] == "ok") & single["peak_change"].notna()]
-        yield from _about_single_techniques(single, reference)
-    if study[RATE].notna().sum() > 1:
-        edge = frontier(study)
-        yield f"No other trial beats these in both memory and speed: {'; '.join(edge['label'].head(4))}."
+    edge = fastest_within(study)
+    if len(edge) > 1:
+        fastest = "; ".join(
+            f"from {format_bytes(row[PEAK])} on {row['label']}, {row[RATE]:,.0f} tokens/s"
+            for row in row_dicts(edge.tail(_MOST_BUDGETS))
+        )
+        yield f"fastest for the memory there is: {fastest}."
+    yield from _about_single_techniques(by_technique(study))
 
 
-def _at_speed(row: Mapping[str, Any] | pd.Series[Any]) -> str:
+def _at_speed(rate_change: float, told_apart: bool) -> str:
     """The change of the speed, to follow a change of the peak; empty if there is no rate."""
-    change = row["rate_change"]
-    return "" if pd.isna(change) else f", at {format_change(change)} tokens/s"
+    if math.isnan(rate_change):
+        return ""
+    return f", at {format_change(rate_change)} tokens/s" if told_apart else ", at a speed not told apart"
 
 
-def _about_single_techniques(single: pd.DataFrame, reference: dict[str, Any]) -> Iterator[str]:
-    if not single.empty and single["peak_change"].min() < -0.01:
-        top = single.nsmallest(1, "peak_change").iloc[0]
-        saved = format_change(top["peak_change"])
-        yield f"One technique alone: {top['added']} saves most, {saved}{_at_speed(top)}."
-    yield from _clear_gains_and_losses(single, reference)
-
-
-def _clear_gains_and_losses(single: pd.DataFrame, reference: dict[str, Any]) -> Iterator[str]:
-    """Techniques that save memory and are faster, and those that save none and are slower.
-
-    Only those whose interval of the rate does not overlap the reference's.
-    """
-    low, high = f"{RATE}_ci_low", f"{RATE}_ci_high"
-    gains = single[(single["peak_change"] < -0.01) & (single[low] > reference[high])]
+def _about_single_techniques(single: pd.DataFrame) -> Iterator[str]:
+    """The technique that saves most, those that save memory and are faster, and those that only cost."""
+    for top in row_dicts(single[single["peak_change"] < -0.01].head(1)):
+        yield f"one technique more: {_in_words(top)} saves most."
+    differ = single[single["rates_differ"]]
+    gains = differ[(differ["peak_change"] < -0.01) & (differ["rate_change"] > 0)]
     if not gains.empty:
-        yield f"Smaller and faster than {reference['label']}: {_changes(gains)}."
-    losses = single[(single["peak_change"] > -0.01) & (single[high] < reference[low])]
+        yield f"smaller and faster: {_changes(gains)}."
+    losses = differ[(differ["peak_change"] > -0.01) & (differ["rate_change"] < 0)]
     if not losses.empty:
-        yield f"Saves nothing here and is slower: {_changes(losses)}."
+        yield f"saves nothing here and is slower: {_changes(losses)}."
 
 
 def _changes(single: pd.DataFrame) -> str:
     """Each technique with its changes."""
-    return ", ".join(
-        f"{row['added']} ({format_change(row['peak_change'])}{_at_speed(row)})" for row in row_dicts(single)
-    )
+    return ", ".join(map(_in_words, row_dicts(single)))
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    """A technique, what it was added to, and what it changed."""
+    speed = _at_speed(row["rate_change"], row["rates_differ"])
+    return f"{row['added']} against {row['against']} ({format_change(row['peak_change'])}{speed})"
 
 
 def _nothing_fits(study: pd.DataFrame) -> str:
     failed = study[study["status"] == "oom"]
     if failed.empty:
-        return f"No trial of {len(study)} came to an end: {study['reason'].iloc[0]}"
+        return f"no trial of {len(study)} came to an end: {study['reason'].iloc[0]}"
     memory = failed["device_memory_bytes"].max()
     capacity = f" {format_bytes(memory)} of memory do not suffice." if pd.notna(memory) else ""
-    return f"Nothing fits: all {len(failed)} trials ran out of memory.{capacity}"
+    return f"nothing fits: all {len(failed)} trials ran out of memory.{capacity}"
 
 
 def _about_predictions(all_graded: list[Graded]) -> str:

@@ -2,14 +2,14 @@
 
 A claim about bytes is judged by simulation, at the paper's own scale. A claim about time is judged by pairs
 of measured trials that differ in one technique alone; for a claim about bytes such pairs are shown too.
+Time is uncertain: a claim about it is confirmed only if the whole interval of the ratio confirms it, and
+only by pairs whose ranks had a device each and whose model is no toy.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.analysis.tables import PEAK, RATE, ratios
+from bench.analysis.neighbours import Ratio, ratios
+from bench.analysis.studies import PEAK, RATE
 from bench.config.compose import CommandError, trial_from
-from bench.formatting import count_of, markdown_table
 from bench.paths import ROOT
 from bench.trial.platform import CUDA
 from bench.trial.skip_rules import skip_reason
@@ -62,7 +62,7 @@ class Pairs:
         if self.workload not in ("any", "inference"):
             raise TypeError("pairs: workload is any or inference")
 
-    def ratios(self, trials: pd.DataFrame) -> list[float]:
+    def ratios(self, trials: pd.DataFrame) -> list[Ratio]:
         """The ratio, after over before, of each pair among the trials."""
         if self.device == "gpu":
             trials = trials[~trials["device"].str.startswith("CPU")]
@@ -110,27 +110,37 @@ class Finding:
 
     claim: Claim
     simulated: float | None = None
-    measured: tuple[float, ...] = ()
+    measured: tuple[Ratio, ...] = ()
 
     @property
-    def value(self) -> float | None:
-        """What is judged: the simulated value, or the measured pairs' median if no trial is named."""
+    def judged(self) -> tuple[float, float] | None:
+        """The interval that is judged: the simulated value, or the middle of the measured pairs' intervals.
+
+        None if there is neither. Pairs of toys, and those whose ranks shared a device, do not count.
+        """
         if self.claim.after:
-            return self.simulated
-        return statistics.median(self.measured) if self.measured else None
+            return None if self.simulated is None else (self.simulated, self.simulated)
+        pairs = [pair for pair in self.measured if pair.comparable and not pair.toy]
+        if not pairs:
+            return None
+        return statistics.median(pair.low for pair in pairs), statistics.median(pair.high for pair in pairs)
 
     @property
     def verdict(self) -> str:
-        """`confirmed`, `contradicted`, or `not testable`."""
-        if self.value is None or self.claim.between is None:
+        """`confirmed`, `contradicted`, `undecided` (measured, but not well enough), or `not testable`."""
+        if self.claim.between is None:
             return "not testable"
-        low, high = self.claim.between
-        return "confirmed" if low <= self.value <= high else "contradicted"
+        if self.judged is None:
+            return "undecided" if self.measured and not self.claim.after else "not testable"
+        (least, most), (low, high) = self.claim.between, self.judged
+        if least <= low and high <= most:
+            return "confirmed"
+        return "contradicted" if high < least or low > most else "undecided"
 
     @property
     def why(self) -> str:
-        """The claim's note, or the reason why it is not testable."""
-        if self.verdict != "not testable":
+        """The claim's note, or the reason why there is no verdict."""
+        if self.verdict in ("confirmed", "contradicted"):
             return self.claim.note
         if self.claim.untestable:
             return self.claim.untestable
@@ -138,8 +148,16 @@ class Finding:
             return "not simulated: run bench/claims.py"
         assert self.claim.pairs is not None
         pairs = self.claim.pairs
-        device = " on a GPU" if pairs.device == "gpu" else ""
-        return f"no two measured trials{device} differ in {pairs.axis}={pairs.before},{pairs.after} alone"
+        if self.judged is not None:
+            return "the interval reaches beyond what the claim allows: replicates=5 narrows it"
+        if not self.measured:
+            where = " on a GPU" if pairs.device == "gpu" else ""
+            return (
+                f"no two measured trials{where} differ in {pairs.axis}={pairs.before},{pairs.after} alone"
+            )
+        if all(not pair.comparable for pair in self.measured):
+            return "the ranks shared one device: their speed says nothing about as many devices"
+        return "only toy models were measured: their ratios say little about large ones"
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -242,51 +260,3 @@ def read_values(path: Path) -> dict[str, float | None]:
     if not isinstance(values, dict):
         return {}
     return {str(claim): float(value) for claim, value in values.items() if isinstance(value, int | float)}
-
-
-def lines(findings: Iterable[Finding]) -> tuple[list[str], list[list[str]]]:
-    """The claims as a header and rows of text; those with a value come first."""
-    header = ["claim", "expected", "simulated", "measured here", "verdict", "note", "source"]
-    rows = []
-    for finding in sorted(findings, key=lambda finding: finding.value is None):
-        claim = finding.claim
-        pairs = count_of(len(finding.measured), "pair")
-        rows.append(
-            [
-                claim.claim,
-                _expected(claim),
-                "" if finding.simulated is None else _format_value(finding.simulated, claim),
-                f"{statistics.median(finding.measured):.3g} ({pairs})" if finding.measured else "",
-                finding.verdict,
-                finding.why,
-                claim.source,
-            ]
-        )
-    return header, rows
-
-
-def markdown(findings: Iterable[Finding]) -> str:
-    """The claims as a Markdown table."""
-    return markdown_table(*lines(findings))
-
-
-def _expected(claim: Claim) -> str:
-    if claim.between is None:
-        return ""
-    low, high = claim.between
-    if math.isinf(high):
-        return f"at least {_format_value(low, claim)}"
-    if not low:
-        return f"at most {_format_value(high, claim)}"
-    return f"{_format_value(low, claim)} to {_format_value(high, claim)}"
-
-
-def _format_value(value: float, claim: Claim) -> str:
-    return f"{value:.3g}" if claim.before or claim.pairs else f"{value / 1e9:,.3g} GB"
-
-
-def summary(findings: Iterable[Finding]) -> str:
-    """A sentence with the number of claims of each verdict."""
-    verdicts = Counter(finding.verdict for finding in findings)
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    return f"{sum(verdicts.values())} claims: {counted}. Simulated for CUDA."

@@ -18,6 +18,7 @@ from bench.machine.gpu_catalogue import Gpu
 from bench.methods.estimate.inference import cache_bytes
 from bench.results import store
 from bench.trial.spec import Trial, axes_of
+from bench.trial.vocabulary import precision_words
 
 _PLAIN_WIDTH = 200  # columns, where the output is no terminal
 _INFERENCE_CATEGORIES = ("parameter", "kv_cache", "temporary")
@@ -95,6 +96,8 @@ def show_plan(
     )
     console.print(_table(answers), highlight=False)
     console.print(f"\n{_pick(best) if advice is None else _advice_text(advice)}", highlight=False)
+    for line in _precision_lines(answers):
+        console.print(line, highlight=False, markup=False)
     if best.trial.workload.inference:
         console.print(_inference_note(best.trial), highlight=False)
     console.print(
@@ -125,6 +128,15 @@ def _table(answers: list[Answer]) -> Table:
             row.append(f"{answer.measured:,.0f}" if answer.measured else "")
         table.add_row(*row, style="green" if answer.fits else "dim")
     return table
+
+
+def _precision_lines(answers: list[Answer]) -> list[str]:
+    """What the precisions of the plan mean, in words."""
+    kinds = dict.fromkeys(answer.trial.precision for answer in answers)
+    return [
+        f"precision={one.name}: {precision_words(one.param_dtype, one.compute_dtype, one.quantization)}."
+        for one in kinds
+    ]
 
 
 def _inference_note(trial: Trial) -> str:

@@ -14,18 +14,20 @@ from typing import Any
 import pandas as pd
 
 from bench.trial.outcome import STATUSES, counting_executions
-from bench.trial.spec import from_text
+from bench.trial.spec import from_text, shape_words
 from bench.trial.vocabulary import CATEGORIES
 
 TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
 PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
 PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
+PEAK, RATE = "peak_allocated_bytes", "tokens_per_sec_per_device"
 BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
 
 # The columns that analysis and reports use; reading only these is much faster than reading all.
 COLUMNS = (
     *("trial_id", "sweep_id", "replicate", "started_at", "method", "formula", "status", "reason"),
     *("model", *TECHNIQUES, "lora_rank", "world_size", "workload", "micro_batch_size", "seq_len"),
+    *("param_dtype", "compute_dtype", "quantization"),
     *("grad_accum_steps", "seed", "threads", "overrides", "definition", "param_count"),
     *("trainable_param_count", "peak_allocated_bytes", "peak_reserved_bytes", "tracked_peak_bytes"),
     *(*BYTES, "peak_phase", "peak_host_rss_bytes", "host_max_bytes", "oom_requested_bytes"),
@@ -39,6 +41,7 @@ COLUMNS = (
 
 # Parts of a definition in which the trials of one study may differ.
 _NOT_THE_STUDY = ("timing", "device", "whole", *TECHNIQUES)
+_HOW_IT_WAS_FOUND = ("method", "formula")
 
 
 def trials(rows: pd.DataFrame) -> pd.DataFrame:
@@ -156,9 +159,10 @@ def _titles(merged: pd.DataFrame) -> list[str]:
 def _title(row: dict[str, Any]) -> str:
     method = "" if row["method"] == "measure" else f"{row['method']}d: "
     formula = "" if pd.isna(row["formula"]) else f", {str(row['formula']).replace('_', ' ')}"
-    accumulated = f" × {row['grad_accum_steps']} micro-steps" if row["grad_accum_steps"] > 1 else ""
-    shape = f"{row['micro_batch_size']} × {row['seq_len']} tokens{accumulated}"
-    return f"{method}{row['model']}, {row['workload']}, {shape}, {row['device']}{formula}"
+    shape = shape_words(
+        row["model"], row["workload"], row["micro_batch_size"], row["seq_len"], row["grad_accum_steps"]
+    )
+    return f"{method}{shape}, {row['device']}{formula}"
 
 
 def tell_apart(
@@ -258,22 +262,24 @@ def studies(trials: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def comparable_studies(every: list[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The studies with more than one trial; if there is none, the first study."""
-    return [study for study in every if len(study) > 1] or every[:1]
+    """The studies with more than one trial; if there is none, the first study.
+
+    Of studies that differ only in how the numbers were found (measured, simulated, estimated) the first.
+    """
+    several = [study for study in every if len(study) > 1] or every[:1]
+    subjects: dict[str, pd.DataFrame] = {}
+    for study in several:
+        facts, device = study["facts"].iloc[0], str(study["device"].iloc[0])
+        subject = definition_without(facts, *_HOW_IT_WAS_FOUND, *_NOT_THE_STUDY)
+        subjects.setdefault(f"{device_type(device)} {subject}", study)
+    return list(subjects.values())
+
+
+def device_type(device: str) -> str:
+    """`cpu` or `cuda`: from the name of a measured device, or of the device that a prediction is for."""
+    return "cpu" if device.startswith("CPU") or device.endswith(" cpu") else "cuda"
 
 
 def baseline_trial(study: pd.DataFrame) -> dict[str, Any]:
     """The study's trial with the fewest techniques."""
     return row_dicts(study[study["baseline"]])[0]
-
-
-def reference_trial(study: pd.DataFrame) -> dict[str, Any] | None:
-    """The trial that changes are counted from; None if no trial of the study is ok.
-
-    It is the baseline, or if that is not ok, the ok trial with the fewest techniques.
-    """
-    fits = study[study["status"] == "ok"]
-    if fits.empty:
-        return None
-    many = fits["steps"].map(len)
-    return row_dicts(fits[many == many.min()].sort_values("peak_allocated_bytes", ascending=False))[0]

@@ -1,5 +1,8 @@
 """Tables of trials: the ladder of techniques, pairs, the Pareto frontier, curves, prediction errors. Pure.
 
+A change that is put down to a technique is against a trial that differs in that technique alone
+(`neighbours.py`), and missing where there is none.
+
 In: DataFrames of studies.py. Out: DataFrames. Changes are fractions, (new - old) / old; sizes are bytes,
 rates tokens per second.
 """
@@ -10,12 +13,23 @@ from typing import Any
 
 import pandas as pd
 
+from bench.analysis import neighbours
 from bench.analysis.accuracy import Graded, grade_trial
-from bench.analysis.studies import TECHNIQUES, definition_without, reference_trial, row_dicts, tell_apart
+from bench.analysis.neighbours import HIGH, LOW, Neighbours
+from bench.analysis.studies import PEAK as PEAK
+from bench.analysis.studies import RATE as RATE
+from bench.analysis.studies import (
+    TECHNIQUES,
+    baseline_trial,
+    definition_without,
+    device_type,
+    row_dicts,
+    tell_apart,
+)
+from bench.machine.gpu_catalogue import workspaces_bytes
+from bench.methods.estimate.closed_form import expected_peak_bytes
 from bench.trial.spec import from_text
 from bench.trial.vocabulary import CATEGORIES
-
-PEAK, RATE = "peak_allocated_bytes", "tokens_per_sec_per_device"
 
 # The axes of cost curves, and their keys in a definition.
 CURVES = {
@@ -29,14 +43,31 @@ _LEAST_POINTS = 3  # of a curve
 
 
 def changed(study: pd.DataFrame) -> pd.DataFrame:
-    """The study's trials with `peak_change` and `rate_change` against its reference."""
-    reference = reference_trial(study)
-    if reference is None:
-        return study.assign(peak_change=float("nan"), rate_change=float("nan"))
-    fits = study["status"] == "ok"
+    """The trials with `peak_change` and `rate_change`: all their techniques against the plain trial.
+
+    There is no change where the plain trial is not ok, and none of the speed where ranks share a device.
+    """
+    plain, rows = baseline_trial(study), row_dicts(study)
     return study.assign(
-        peak_change=(study[PEAK] / reference[PEAK] - 1).where(fits),
-        rate_change=(study[RATE] / (reference[RATE] or float("nan")) - 1).where(fits),
+        peak_change=[neighbours.change(plain, row, PEAK) for row in rows],
+        rate_change=[neighbours.rate_change(plain, row) for row in rows],
+    )
+
+
+def _pairs_as_table(study: pd.DataFrame, pairs: list[Neighbours]) -> pd.DataFrame:
+    """One line for each pair: the trial with the technique, and the change from the one without it.
+
+    Returns:
+        The columns of `after`, and `added`, `against` (the label of `before`), `freed_bytes`,
+        `peak_change`, `rate_change` and `rates_differ`.
+    """
+    return study.loc[[pair.after["index"] for pair in pairs]].assign(
+        added=[pair.technique for pair in pairs],
+        against=[pair.before["label"] for pair in pairs],
+        freed_bytes=[pair.before[PEAK] - pair.after[PEAK] for pair in pairs],
+        peak_change=[pair.peak_change for pair in pairs],
+        rate_change=[pair.rate_change for pair in pairs],
+        rates_differ=[pair.rates_differ for pair in pairs],
     )
 
 
@@ -44,60 +75,87 @@ def ladder(study: pd.DataFrame) -> pd.DataFrame:
     """The study's baseline, then one technique more at a time, each time the one with the lowest peak.
 
     Returns:
-        The trials in this order, with `added` (the technique that was added, in words; "" for the baseline)
-        and the columns that `changed` adds.
+        The trials in this order, with `added` (the technique that was added, in words; "" for the
+        baseline), and `peak_change` and `rate_change` from the line above.
     """
-    rungs, added = study[study["baseline"]], [""]
-    current: dict[str, str] = {}
-    while True:
-        candidates = [
-            index
-            for index, steps, status in zip(study.index, study["steps"], study["status"], strict=True)
-            if status == "ok" and len(steps) == len(current) + 1 and current.items() <= steps.items()
-        ]
-        if not candidates:
-            break
-        best = study.loc[candidates].nsmallest(1, PEAK)
-        steps = best["steps"].iloc[0]
-        added.append(next(words for axis, words in steps.items() if axis not in current))
-        rungs, current = pd.concat([rungs, best]), steps
-    return changed(study).loc[rungs.index].assign(added=added)
+    found: dict[Any, list[Neighbours]] = {}
+    for pair in neighbours.neighbours(study):
+        if pair.after["status"] == "ok":
+            found.setdefault(pair.before["index"], []).append(pair)
+    rung = study.index[study["baseline"]][0]
+    chosen: list[Neighbours] = []
+    while rung in found:
+        chosen.append(min(found[rung], key=lambda pair: pair.after[PEAK]))
+        rung = chosen[-1].after["index"]
+    foot = study[study["baseline"]].assign(added="", peak_change=float("nan"), rate_change=float("nan"))
+    columns = [*study.columns, "added", "peak_change", "rate_change"]
+    return pd.concat([foot[columns], _pairs_as_table(study, chosen)[columns]]) if chosen else foot
 
 
-def alone(study: pd.DataFrame) -> pd.DataFrame:
-    """The trials that differ from the baseline by one technique, `added`, with the columns of `changed`."""
-    single = changed(study)[study["steps"].map(len) == 1]
-    return single.assign(added=[next(iter(steps.values())) for steps in single["steps"]])
+def by_technique(study: pd.DataFrame) -> pd.DataFrame:
+    """What each technique changes, with as few others as these trials allow; the largest saving first.
+
+    Returns:
+        The trials with the technique, and `added` (the technique), `against` (the label of the trial that
+        lacks it and is otherwise alike), `freed_bytes`, `peak_change`, `rate_change`, and `rates_differ`
+        (whether the intervals of the rates are apart).
+    """
+    return _pairs_as_table(study, neighbours.plainest(study))
 
 
 def pairs(study: pd.DataFrame) -> pd.DataFrame:
-    """The trials of one or two techniques, as the cells of a heatmap.
+    """What a technique changes alone and beside each other one, as the cells of a heatmap.
 
     Returns:
-        `first` and `second` (techniques in words; equal for a technique alone), `status`, `peak_change`,
-        `rate_change` and `label`; each pair in both orders. If several trials have the same two techniques,
-        the one with the lowest peak.
+        `added` and `beside` (techniques in words; equal for a technique alone), `status` of the trial that
+        has both, `before` (that of the trial without `added`), `peak_change`, `rate_change`,
+        `rates_differ` and `label`.
+        If several trials have the same two techniques, the one with the lowest peak.
     """
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
-    few = changed(study)
-    few = few[few["steps"].map(len).between(1, 2)].sort_values(PEAK)
-    columns = ("status", "peak_change", "rate_change", "label")
-    for row in row_dicts(few):
-        names = list(row["steps"].values())
-        for cell in {(names[0], names[-1]), (names[-1], names[0])}:
-            cells.setdefault(cell, {name: row[name] for name in columns})
-    return pd.DataFrame(
-        [{"first": first, "second": second} | cell for (first, second), cell in cells.items()],
-        columns=["first", "second", *columns],
-    )
+    cells = [
+        {
+            "added": pair.technique,
+            "beside": next(iter(pair.before["steps"].values()), pair.technique),
+            "status": pair.after["status"],
+            "before": pair.before["status"],
+            "peak_change": pair.peak_change,
+            "rate_change": pair.rate_change,
+            "rates_differ": pair.rates_differ,
+            "label": pair.after["label"],
+            "peak": pair.after[PEAK],
+        }
+        for pair in neighbours.neighbours(study)
+        if len(pair.before["steps"]) <= 1
+    ]
+    columns = ["added", "beside", "status", "before", "peak_change", "rate_change", "rates_differ"]
+    columns += ["label", "peak"]
+    table = pd.DataFrame(cells, columns=columns).sort_values("peak", kind="stable")
+    return table.drop_duplicates(["added", "beside"]).drop(columns="peak")
 
 
 def frontier(study: pd.DataFrame) -> pd.DataFrame:
-    """The Pareto frontier: trials that no other trial beats in both peak and rate, lowest peak first."""
+    """The Pareto frontier: trials that no other trial beats in both peak and rate, lowest peak first.
+
+    Rates are medians. Trials whose ranks shared one device are left out: their rates are not of a device.
+    """
     fits = study[(study["status"] == "ok") & study[RATE].notna() & study[PEAK].notna()]
+    fits = fits[[neighbours.timed_alone(row) for row in row_dicts(fits)]]
     fits = fits.sort_values([PEAK, RATE], ascending=[True, False])
     best = fits[RATE].cummax().shift(fill_value=float("-inf"))
     return fits[fits[RATE] > best]
+
+
+def fastest_within(study: pd.DataFrame) -> pd.DataFrame:
+    """The fastest trial for any amount of memory: those of the frontier that are faster beyond doubt.
+
+    A trial is left out if its interval overlaps that of a smaller one that is here: it needs more memory,
+    and these rows do not tell that it is faster.
+    """
+    kept, fastest = [], float("-inf")
+    for row in row_dicts(edge := frontier(study)):
+        kept.append(row[LOW] > fastest)
+        fastest = row[HIGH] if kept[-1] else fastest
+    return edge[kept]
 
 
 def curves(trials: pd.DataFrame, axis: str) -> pd.DataFrame:
@@ -150,76 +208,92 @@ def _without_value(label: str, axis: str, value: int) -> str:
     return label.replace(f" ×{value}", "") if axis == "world_size" else label
 
 
-def ratios(trials: pd.DataFrame, axis: str, before: str, after: str, column: str) -> list[float]:
-    """Of pairs of measured trials that differ in one axis alone: `column` at `after` over that at `before`.
-
-    Args:
-        trials: what `studies.trials` returns.
-        axis: a technique's axis.
-        before: the level in the denominator.
-        after: the level in the numerator.
-        column: a column of numbers.
-    """
-    fits = trials[(trials["status"] == "ok") & (trials["method"] == "measure") & (trials[column] > 0)]
-    # Two ways to shard are compared at the same number of ranks.
-    ignored = ("fsdp.name",) if axis == "fsdp" and "off" not in (before, after) else (axis,)
-    values: dict[str, dict[str, float]] = {}
-    for row in row_dicts(fits[fits[axis].isin([before, after])]):
-        key = f"{row['device']} {definition_without(row['facts'], *ignored, 'timing', 'device')}"
-        values.setdefault(key, {})[row[axis]] = row[column]
-    return [pair[after] / pair[before] for pair in values.values() if len(pair) == 2]
-
-
 def errors(trials: pd.DataFrame) -> list[Graded]:
     """The errors of predictions among these trials of measured ones, for the same kind of device."""
-    ignored = ("method", "formula", "whole", "timing", "device")
-    keys = [
-        f"{_device_type(device)} {definition_without(facts, *ignored)}"
-        for device, facts in zip(trials["device"], trials["facts"], strict=True)
-    ]
-    fits = trials.assign(key=keys)[(trials["status"] == "ok") & trials[PEAK].notna()]
-    predicted: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in row_dicts(fits[fits["method"] != "measure"]):
-        predictor = row["formula"] if row["method"] == "estimate" else row["method"]
-        predicted.setdefault(row["key"], {})[predictor] = row
+    predicted = _predictions(trials)
+    fits = trials[(trials["status"] == "ok") & trials[PEAK].notna() & (trials["method"] == "measure")]
     return [
-        grade_trial(row["label"], trial, row, predicted[row["key"]], row["device"])
-        for row in row_dicts(fits[fits["method"] == "measure"])
-        if row["key"] in predicted and isinstance(row["definition"], str)
+        grade_trial(row["label"], trial, row, predicted[key], row["device"])
+        for row in row_dicts(fits)
+        if (key := _subject(row)) in predicted and isinstance(row["definition"], str)
         if (trial := from_text(row["definition"])) is not None
     ]
 
 
-def _device_type(device: str) -> str:
-    """`cpu` or `cuda`: from the name of a measured device, or of the device that a prediction is for."""
-    return "cpu" if device.startswith("CPU") or device.endswith(" cpu") else "cuda"
+def _subject(row: dict[str, Any]) -> str:
+    """A key that a measured trial and its predictions share."""
+    rest = definition_without(row["facts"], "method", "formula", "whole", "timing", "device")
+    return f"{device_type(row['device'])} {rest}"
+
+
+def _predictions(trials: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
+    """The predicted trials that have a peak, by subject and predictor."""
+    fits = trials[(trials["status"] == "ok") & trials[PEAK].notna() & (trials["method"] != "measure")]
+    predicted: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in row_dicts(fits):
+        predictor = row["formula"] if row["method"] == "estimate" else row["method"]
+        predicted.setdefault(_subject(row), {})[predictor] = row
+    return predicted
+
+
+def with_expected_peaks(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials with `expected_bytes` (what a measured one was expected to need) and `expected_by`.
+
+    A predicted row of the same trial says it, the best predictor's first. For a trial that ran out of
+    memory and has none, the closed form does: whoever reads that it did not fit wants to know what would.
+    """
+    predicted = _predictions(trials)
+    expected = [
+        _expected_peak(row, predicted.get(_subject(row), {})) if row["method"] == "measure" else None
+        for row in row_dicts(trials)
+    ]
+    sizes = [float("nan") if peak is None else peak[0] for peak in expected]
+    return trials.assign(expected_bytes=sizes, expected_by=[peak[1] if peak else "" for peak in expected])
+
+
+def _expected_peak(row: dict[str, Any], predicted: dict[str, dict[str, Any]]) -> tuple[int, str] | None:
+    trial = from_text(row["definition"]) if isinstance(row["definition"], str) else None
+    if trial is None:
+        return None
+    for predictor, words in (("simulate", "simulated"), ("closed_form", "closed form")):
+        if predictor in predicted:
+            return int(predicted[predictor][PEAK]) + workspaces_bytes(row["device"], trial), words
+    size = expected_peak_bytes(trial, row["device"]) if row["status"] == "oom" else None
+    return None if size is None else (size, "closed form")
 
 
 def rows_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """One line for each trial, in units for people: the report's last table, and trials.csv."""
+    """One line for each trial of `with_expected_peaks`: the report's last table, and trials.csv.
+
+    A peak is of a trial that came to an end. What one that ran out of memory reached is in a column of its
+    own, for it needs more.
+    """
     gib = {f"{category} GiB": trials[f"{category}_bytes"] / 2**30 for category in CATEGORIES}
+    ok = trials["status"] == "ok"
     return pd.DataFrame(
         {
             "model": trials["model"],
             "workload": trials["workload"],
             "techniques": trials["label"],
+            "method": trials["method"].where(trials["formula"].isna(), trials["formula"]),
             "status": trials["status"],
-            "peak GiB": trials[PEAK] / 2**30,
+            "peak GiB": trials[PEAK].where(ok) / 2**30,
+            "more than GiB": trials[PEAK].where(trials["status"] == "oom") / 2**30,
+            "predicted GiB": trials["expected_bytes"] / 2**30,
             "tokens/s/device": trials[RATE],
             "low": trials[f"{RATE}_ci_low"],
             "high": trials[f"{RATE}_ci_high"],
+            "reason": trials["reason"],
             "micro-batch": trials["micro_batch_size"],
             "tokens": trials["seq_len"],
             "ranks": trials["world_size"],
             "replicates": trials["replicates"],
-            "method": trials["method"].where(trials["formula"].isna(), trials["formula"]),
+            "device": trials["device"],
             **{axis: trials[axis] for axis in TECHNIQUES},
             "LoRA rank": trials["lora_rank"],
             "peak in": trials["peak_phase"],
             **gib,
-            "device": trials["device"],
             "date": trials["started_at"].astype(str).str.slice(0, 10),
-            "reason": trials["reason"],
             "command": trials["overrides"],
         }
     )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
-from bench.analysis import accuracy, findings, literature, studies, tables
-from bench.analysis.tables import PEAK, RATE
+from bench.analysis import accuracy, claims_table, findings, literature, studies, tables
+from bench.analysis.studies import PEAK, RATE
 from bench.formatting import count_of, format_bytes, format_change
-from bench.reports import charts, figures, figures_across
+from bench.reports import charts, figures_across
 from bench.reports.document import Figure, Report, Section, Table
-from bench.trial.outcome import STATUSES
+from bench.reports.study_sections import status_counts, study_sections
+from bench.trial.vocabulary import precision_words
 
 _STUDIES = 3  # that have sections of their own; a page of a hundred would be too long
 _SHOWN_ERRORS = 10
@@ -29,13 +30,13 @@ def build_report(
         claims: the ledger of claims.
         simulated: the simulated values of the claims (`literature.read_values`).
     """
-    trials = studies.trials(rows)
+    trials = tables.with_expected_peaks(studies.trials(rows))
     every = studies.studies(trials)
     errors = tables.errors(trials)
     sections: list[Section | None] = [_devices(rows, trials)]
     shown = studies.comparable_studies(every)[:_STUDIES]
     for number, study in enumerate(shown, 1):
-        sections += _study(study, number)
+        sections += study_sections(study, number)
     sections += [
         _other_trials(len(trials) - sum(map(len, shown))),
         _curves(trials),
@@ -63,28 +64,33 @@ def _devices(rows: pd.DataFrame, trials: pd.DataFrame) -> Section:
                 ),
                 _date_range(started.min(), started.max()),
                 str(len(measured)),
-                _status_counts(measured["status"]),
+                status_counts(measured["status"]),
                 _distinct(measured["git_commit"].str.slice(0, 10)),
             ]
         )
     header = ["device", "memory", "driver", "versions", "measured on (UTC)", "trials", "statuses", "commit"]
     replicated = f", {len(rows)} rows with replicates" if len(rows) > len(trials) else ""
     text = (
-        f"{count_of(len(trials), 'trial')}{replicated}: {_status_counts(trials['status'])}.",
+        f"{count_of(len(trials), 'trial')}{replicated}: {status_counts(trials['status'])}.",
         "ok: measured or predicted. oom: ran out of memory, which is a result. skipped: cannot exist, for "
         "the reason in the last table. Peaks are the allocator's own, of the largest rank, in a steady "
-        "step; tokens per second are per device, the median with its 95 % interval.",
+        "step; of a trial that ran out of memory what it had reached, so it needs more. Tokens per second "
+        "are per device, the median with its 95 % interval, which spans those of all replicates.",
+        _precisions(trials),
     )
     return Section("measured", "What was measured on what", text, (Table("devices", header, lines),))
 
 
+def _precisions(trials: pd.DataFrame) -> str:
+    """What the precisions mean of which these trials are, in words."""
+    columns = ("precision", "param_dtype", "compute_dtype", "quantization")
+    kinds = trials[list(columns)].dropna().drop_duplicates("precision")
+    meanings = [f"{name}: {precision_words(*dtypes)}" for name, *dtypes in kinds.to_numpy()]
+    return f"{'; '.join(meanings)}." if meanings else ""
+
+
 def _distinct(values: pd.Series[Any]) -> str:
     return ", ".join(sorted({str(value) for value in values.dropna()}))
-
-
-def _status_counts(statuses: pd.Series[Any]) -> str:
-    counts = statuses.value_counts()
-    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
 
 
 def _date_range(first: datetime, last: datetime) -> str:
@@ -92,99 +98,14 @@ def _date_range(first: datetime, last: datetime) -> str:
     return days[0] if days[0] == days[1] else " to ".join(days)
 
 
-def _study(study: pd.DataFrame, number: int) -> list[Section]:
-    title = str(study["title"].iloc[0])
-    anchor = f"study-{number}"
-    reference = studies.reference_trial(study)
-    counts = _status_counts(study["status"])
-    text = [f"{count_of(len(study), 'trial')} that differ in techniques alone: {counts}."]
-    if reference is not None and not reference["baseline"]:
-        text.append(f"The plain one does not run; changes are against {reference['label']}.")
-    headline = [_ladder(study, number), _alone(study, number)]
-    return [
-        Section(anchor, title, tuple(text)),
-        Section(
-            f"{anchor}-headline",
-            "One technique added at a time",
-            ("Each rung adds the technique that leaves the lowest peak; then each technique alone.",),
-            tuple(table for table in headline if table.rows),
-            level=3,
-        ),
-        *_figures(study, number),
-    ]
-
-
-_HEADER = ["peak", "change", "tokens/s per device [95 %]", "change of speed", "status", "command"]
-
-
-def _ladder(study: pd.DataFrame, number: int) -> Table:
-    lines = [
-        [f"+ {row['added']}" if row["added"] else str(row["label"]), *_cells(row)]
-        for row in studies.row_dicts(tables.ladder(study))
-    ]
-    return _headline(f"ladder-{number}", "added", lines)
-
-
-def _alone(study: pd.DataFrame, number: int) -> Table:
-    single = tables.alone(study).sort_values("peak_change")
-    lines = [[f"{row['added']} alone", *_cells(row)] for row in studies.row_dicts(single)]
-    return _headline(f"alone-{number}", "technique", lines)
-
-
-def _headline(name: str, first: str, lines: list[list[str]]) -> Table:
-    return Table(name, [first, *_HEADER], lines, code=("command",), numbers=tuple(_HEADER[:4]))
-
-
-def _cells(row: Mapping[Any, Any]) -> list[str]:
-    rate = ""
-    if pd.notna(row[RATE]):
-        rate = f"{row[RATE]:,.0f} [{row[f'{RATE}_ci_low']:,.0f}, {row[f'{RATE}_ci_high']:,.0f}]"
-    return [
-        format_bytes(row[PEAK]) if pd.notna(row[PEAK]) else "",
-        format_change(row["peak_change"], 1),
-        rate,
-        format_change(row["rate_change"], 1),
-        str(row["status"]),
-        str(row["overrides"]),
-    ]
-
-
-def _figures(study: pd.DataFrame, number: int) -> Iterator[Section]:
-    anchor = f"study-{number}"
-    drawn = (
-        (
-            "memory",
-            "Memory by category",
-            figures.memory_bars(study),
-            "Peak memory at its instant, by what it holds, fewest techniques first. A dashed outline ran "
-            "out of memory; a dashed line is the device's capacity, where it is in sight.",
-        ),
-        (
-            "trade-off",
-            "Memory against throughput",
-            figures.speed_against_memory(study),
-            "Up and to the left is better. The dashed line is the Pareto frontier: no other trial "
-            "beats these in both. Vertical bars are 95 % intervals.",
-        ),
-        (
-            "pairs",
-            "Technique by technique",
-            figures_across.techniques_by_technique(tables.pairs(study)),
-            "Change of the peak (large) and of tokens/s (small) when two techniques are combined; alone on "
-            "the diagonal. Blue saves memory, orange costs memory, an empty cell was not run.",
-        ),
-    )
-    for name, title, chart, caption in drawn:
-        if chart is not None:
-            figure = Figure(f"{name}-{number}", caption, charts.spec(chart))
-            yield Section(f"{anchor}-{name}", title, figures=(figure,), level=3)
-
-
 def _other_trials(others: int) -> Section | None:
     if not others:
         return None
-    text = f"In the last table only: {count_of(others, 'trial')} of other models, shapes or methods."
-    return Section("more", "More studies", (text,))
+    text = (
+        f"In the last table only: {count_of(others, 'trial')} of other models, shapes or methods "
+        "(predictions of measured trials among them: the section on predictions grades those)."
+    )
+    return Section("more", "More trials", (text,))
 
 
 def _curves(trials: pd.DataFrame) -> Section | None:
@@ -236,14 +157,23 @@ def _predictions(errors: list[accuracy.Graded]) -> Section:
     )
 
 
-def _claims(judged: list[literature.Finding]) -> Section:
-    header, rows = literature.lines(judged)
-    text = (
-        literature.summary(judged),
+def _claims(judged: list[literature.Finding]) -> Section | None:
+    tested = claims_table.tested(judged)
+    if not tested:
+        return None
+    simulated = any(finding.simulated is not None for finding in tested)
+    shown = judged if simulated else tested
+    left_out = len(judged) - len(shown)
+    text = [
+        claims_table.summary(shown),
         "A ratio is after over before; below 1 is less. Pairs are measured trials of these rows that "
-        "differ in that technique alone, at their own scale, which may be far from the paper's.",
-    )
-    return Section("claims", "What the literature claims", text, (Table("claims", header, rows),))
+        "differ in that technique alone. Their verdict is of their own model and device, which may be far "
+        "from the paper's.",
+    ]
+    if left_out:
+        text.append(f"python bench/claims.py puts {left_out} more to the test, by simulation.")
+    header, rows = claims_table.lines(shown)
+    return Section("claims", "What the literature claims", tuple(text), (Table("claims", header, rows),))
 
 
 def _noise(trials: pd.DataFrame) -> Section:

@@ -6,16 +6,28 @@ figures_across.py the figures over several techniques, models or sets of rows.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import altair as alt
 import pandas as pd
 
-from bench.analysis.studies import BYTES
-from bench.analysis.tables import PEAK, RATE, frontier
-from bench.formatting import byte_unit
+from bench.analysis.studies import BYTES, PEAK, RATE
+from bench.analysis.tables import frontier
+from bench.formatting import byte_unit, format_peak
 from bench.reports.charts import INK, Chart, colours, styled_chart
 
 _BARS = 30  # more cannot be read in one figure
 _POINTS = 1500
+_SHAPES = [
+    "circle",
+    "triangle-up",
+    "square",
+    "diamond",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+]
 
 _NAMES = dict(
     zip(
@@ -102,7 +114,11 @@ def _category_sizes(shown: pd.DataFrame, size: float) -> pd.DataFrame:
 def _out_of_memory(failed: pd.DataFrame, size: float, capacity: float, y: alt.Y) -> list[alt.Chart]:
     """An outline up to the peak that each trial reached (if unknown, the capacity), and a note."""
     reached = failed[PEAK].fillna(capacity).fillna(0) / size
-    table = pd.DataFrame({"label": failed["label"], "reached": reached, "says": "out of memory"})
+    needs = [
+        "out of memory" + ("" if pd.isna(peak) else f": needs {format_peak(peak, 'oom')}")
+        for peak in failed[PEAK]
+    ]
+    table = pd.DataFrame({"label": failed["label"], "reached": reached, "says": needs})
     outline = alt.Chart(table).mark_bar(fillOpacity=0, stroke=INK, strokeDash=[3, 3], strokeWidth=1.2)
     text = (
         alt.Chart(table)
@@ -113,10 +129,10 @@ def _out_of_memory(failed: pd.DataFrame, size: float, capacity: float, y: alt.Y)
 
 
 def speed_against_memory(study: pd.DataFrame) -> Chart | None:
-    """Throughput against peak memory, with intervals and the Pareto frontier as a line.
+    """Throughput against peak memory, with intervals, and the Pareto frontier as a line with names.
 
-    Of more than 1500 trials, the frontier and a random sample of the others are drawn. None if fewer than
-    two trials have a rate.
+    Colour is the precision, shape the techniques beside it. Of more than 1500 trials, the frontier and a
+    random sample of the others are drawn. None if fewer than two trials have a rate.
     """
     fits = study[(study["status"] == "ok") & study[RATE].notna()]
     if len(fits) < 2:
@@ -125,9 +141,9 @@ def speed_against_memory(study: pd.DataFrame) -> Chart | None:
     if len(fits) > _POINTS:
         fits = pd.concat([best, fits.drop(best.index).sample(_POINTS - len(best), random_state=0)])
     unit, size = byte_unit(fits[PEAK].max())
-    columns = ["label", "precision", "lora", RATE, f"{RATE}_ci_low", f"{RATE}_ci_high"]
-    points = fits[columns].assign(peak=fits[PEAK] / size)
-    edge = best[[RATE]].assign(peak=best[PEAK] / size)
+    columns = ["label", "precision", RATE, f"{RATE}_ci_low", f"{RATE}_ci_high"]
+    points = fits[columns].assign(peak=fits[PEAK] / size, techniques=_beside_precision(fits))
+    edge = best[["label", RATE]].assign(peak=best[PEAK] / size)
     x = alt.X(
         "peak:Q",
         title=f"peak memory [{unit}]",
@@ -149,9 +165,11 @@ def speed_against_memory(study: pd.DataFrame) -> Chart | None:
             legend=alt.Legend(orient="top", title="precision"),
         ),
         shape=alt.Shape(
-            "lora:N",
-            scale=alt.Scale(domain=["off", "on"], range=["circle", "triangle-up"]),
-            legend=alt.Legend(orient="top", title="LoRA"),
+            "techniques:N",
+            scale=alt.Scale(
+                domain=(kinds := list(dict.fromkeys(points["techniques"]))), range=_SHAPES[: len(kinds)]
+            ),
+            legend=alt.Legend(orient="top", title=None, columns=3, labelLimit=260),
         ),
         tooltip=[
             alt.Tooltip("label:N", title="techniques"),
@@ -164,4 +182,18 @@ def speed_against_memory(study: pd.DataFrame) -> Chart | None:
     line = alt.Chart(edge).mark_line(
         color=INK, strokeDash=[4, 3], strokeWidth=1.2, interpolate="step-after"
     )
-    return styled_chart(line.encode(x=x, y=y), intervals, marks, height=380)
+    right = edge["peak"] >= points["peak"].mean()
+    names = [  # away from the line, and from the axis
+        alt.Chart(edge[~right]).mark_text(align="left", dx=9, dy=14, fontSize=10, color=INK),
+        alt.Chart(edge[right]).mark_text(align="right", dx=-9, dy=-7, fontSize=10, color=INK),
+    ]
+    named = [name.encode(x=x, y=y, text="label:N") for name in names]
+    return styled_chart(line.encode(x=x, y=y), intervals, marks, *named, height=420)
+
+
+def _beside_precision(fits: pd.DataFrame) -> list[str]:
+    """Each trial's techniques other than its precision, in words; the rarest are one kind, `other`."""
+    words = [" + ".join(label.split(" + ")[1:]) or "no other technique" for label in fits["label"]]
+    common = [word for word, _ in Counter(words).most_common()]
+    shown = common if len(common) <= len(_SHAPES) else common[: len(_SHAPES) - 1]
+    return [word if word in shown else "other" for word in words]

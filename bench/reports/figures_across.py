@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from bench.analysis.accuracy import PREDICTORS, Graded
-from bench.analysis.tables import PEAK
+from bench.analysis.studies import PEAK
 from bench.formatting import byte_unit, format_change
 from bench.reports.charts import INK, Chart, colours, styled_chart
 
@@ -19,30 +19,35 @@ _LINES = 7
 
 
 def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
-    """Heatmap of what two techniques together change: the peak (colour, number), the speed (number below).
+    """Heatmap of what a technique changes beside each other one: the peak (colour, number), the speed.
 
     Args:
         cells: what `tables.pairs` returns.
 
     Returns:
         A square of at most 14 techniques, each alone on the diagonal; None if there is none. An empty cell
-        was not run; a cell with a status in place of a number was run and did not work.
+        was not run; words in place of a number say why there is no change to show.
     """
     if cells.empty:
         return None
-    single = cells[cells["first"] == cells["second"]].sort_values("peak_change")
-    order = list(dict.fromkeys([*single["first"], *cells["first"]]))[:_TECHNIQUES]
-    shown = cells[cells["first"].isin(order) & cells["second"].isin(order)]
+    single = cells[cells["added"] == cells["beside"]].sort_values("peak_change")
+    order = list(dict.fromkeys([*single["added"], *cells["added"]]))[:_TECHNIQUES]
+    shown = cells[cells["added"].isin(order) & cells["beside"].isin(order)]
     shown = shown.assign(
         peak=[
-            format_change(change) if status == "ok" else status
-            for change, status in zip(shown["peak_change"], shown["status"], strict=True)
+            format_change(change) or _without_change(status, before)
+            for change, status, before in zip(
+                shown["peak_change"], shown["status"], shown["before"], strict=True
+            )
         ],
-        rate=["" if pd.isna(change) else f"{format_change(change)} t/s" for change in shown["rate_change"]],
+        rate=[
+            "" if pd.isna(change) else f"{format_change(change)} t/s" if differ else "same t/s?"
+            for change, differ in zip(shown["rate_change"], shown["rates_differ"], strict=True)
+        ],
     )
     base = alt.Chart(shown).encode(
-        x=alt.X("second:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=160)),
-        y=alt.Y("first:N", sort=order, title=None, axis=alt.Axis(labelLimit=160)),
+        x=alt.X("beside:N", sort=order, title="beside", axis=alt.Axis(labelAngle=-40, labelLimit=160)),
+        y=alt.Y("added:N", sort=order, title="added", axis=alt.Axis(labelLimit=160)),
     )
     scale = alt.Scale(scheme="blueorange", domain=[-1, 1], domainMid=0, clamp=True)
     tiles = base.mark_rect(stroke=INK, strokeWidth=0.5).encode(
@@ -62,6 +67,13 @@ def techniques_by_technique(cells: pd.DataFrame) -> Chart | None:
     upper = base.mark_text(dy=-6, fontWeight="bold").encode(text="peak:N", color=ink)
     lower = base.mark_text(dy=8, fontSize=9).encode(text="rate:N", color=ink)
     return styled_chart(tiles, upper, lower, height=44 * len(order), width=max(240, 74 * len(order)))
+
+
+def _without_change(status: str, before: str) -> str:
+    """Why a pair of trials shows no change: how one ended, or that the technique mends it."""
+    if status != "ok":
+        return status
+    return "fits with it" if before == "oom" else "runs with it"
 
 
 def cost_curve(lines: pd.DataFrame, axis: str, column: str) -> Chart | None:

@@ -103,9 +103,10 @@ def _times(results_dir: Path) -> tuple[dict[str, list[float]], dict[tuple[str, s
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial of a dry run: its words, what stands for it already, and what is expected of it."""
+    """A trial of a dry run: its words and its model and shape, what stands for it, what is expected."""
 
     label: str
+    subject: str
     done: str | None
     forecast: Forecast | None
     seconds: float | None
@@ -124,11 +125,12 @@ class Planned:
 
 def plan_trial(trial: Trial, label: str, earlier: dict[str, Any] | None, results_dir: Path) -> Planned:
     """What a dry run says of a trial; only what would be measured, and has no row yet, is simulated."""
+    subject = trial.subject
     if earlier:
-        return Planned(label, earlier["status"], None, 0.0)
+        return Planned(label, subject, earlier["status"], None, 0.0)
     seconds = expected_seconds(trial, results_dir)
     if trial.method != "measure":
-        return Planned(label, None, None, seconds)
+        return Planned(label, subject, None, None, seconds)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         forecast = forecast_trial(trial, Path(folder) / "log", 600.0)
-    return Planned(label, None, forecast, 0.0 if forecast.status == "skipped" else seconds)
+    return Planned(label, subject, None, forecast, 0.0 if forecast.status == "skipped" else seconds)

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from bench import formatting, paths
+from bench.methods.estimate.closed_form import expected_peak_bytes
 from bench.sweep import progress
+from bench.trial.outcome import STATUSES
+from bench.trial.platform import ranks_share_device
+from bench.trial.spec import from_text, subject_of_rows
+from bench.trial.vocabulary import precision_words
 
 if TYPE_CHECKING:
     from bench.config.command_line import Command
@@ -36,11 +42,11 @@ def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
     if not rows:
         console.print("No trial has ended; no row was written.")
         return
-    device = next((row["device_name"] for row in rows if row["device_name"]), "no device")
-    console.print(
-        f"\n{escape(device)}, {len(rows)} of {command.size or len(rows)} trials\n", highlight=False
-    )
+    counted = f"{len(rows)} of {command.size or len(rows)} trials"
+    console.print(f"\n{escape(subject_of_rows(rows))}\n{counted}\n", highlight=False)
     console.print(table(rows), highlight=False)
+    for note in notes(rows):
+        console.print(f"\n{escape(note)}", highlight=False)
     if reused:
         console.print(
             f"\n{len(reused)} of these trials had a row already and did not run (resume=off runs all)",
@@ -75,7 +81,8 @@ def show_plan(plans: list[Planned]) -> None:
                 capacity = formatting.format_gib(forecast.capacity_bytes)
         expected = "" if plan.seconds is None else formatting.format_duration(plan.seconds)
         grid.add_row(*map(escape, [label, plan.verdict, peak, capacity, expected, reason]))
-    console.print()
+    subjects = dict.fromkeys(plan.subject for plan in plans)
+    console.print(f"\n{escape('; '.join(subjects))}, on this machine's device\n", highlight=False)
     console.print(grid, highlight=False)
     known = [plan.seconds for plan in plans if plan.seconds is not None]
     unknown = len(plans) - len(known)
@@ -92,17 +99,75 @@ def show_lost(lost: list[str]) -> None:
         print("Give the same command again to run them.")
 
 
+def notes(rows: Rows) -> list[str]:
+    """What has to be known to read the table of these rows: what a precision means, whose speed is none."""
+    found = [
+        f"precision={name}: {precision_words(*dtypes)}."
+        for name, *dtypes in dict.fromkeys(
+            (row["precision"], row["param_dtype"], row["compute_dtype"], row["quantization"])
+            for row in rows
+        )
+        if name != "fp32"
+    ]
+    if any(map(_shares_device, rows)):
+        found.append(
+            "Several ranks shared one device: their tokens/s say nothing about as many devices, and are "
+            "not compared."
+        )
+    return found
+
+
+def _shares_device(row: dict[str, Any]) -> bool:
+    return ranks_share_device(row["device_name"] or "", row["world_size"])
+
+
+def merged(rows: Rows) -> Rows:
+    """One row for each trial: of its replicates the largest peak, the median rate, and the worst status.
+
+    The interval of the rate spans those of all replicates: that of one process says nothing about the
+    differences between processes. The other columns are those of the replicate with the worst status.
+    """
+    trials: dict[str, Rows] = {}
+    for row in rows:
+        trials.setdefault(f"{row['trial_id']} {row['overrides']}", []).append(row)
+    return [_merged_replicates(replicates) for replicates in trials.values()]
+
+
+def _merged_replicates(replicates: Rows) -> dict[str, Any]:
+    def values(column: str) -> list[Any]:
+        return [row[column] for row in replicates if row[column] is not None]
+
+    worst = max(replicates, key=lambda row: STATUSES.index(row["status"]))
+    rate = "tokens_per_sec_per_device"
+    return worst | {
+        "replicates": len(replicates),
+        "peak_allocated_bytes": max(values("peak_allocated_bytes"), default=None),
+        rate: statistics.median(values(rate)) if values(rate) else None,
+        f"{rate}_ci_low": min(values(f"{rate}_ci_low"), default=None),
+        f"{rate}_ci_high": max(values(f"{rate}_ci_high"), default=None),
+    }
+
+
 def table(rows: Rows) -> Table:
-    """A table with a line for each trial; changes are against the first row that is ok."""
-    reason = ["reason"] if any(row["reason"] for row in rows) else []
+    """A table with a line for each trial, replicates merged; changes are against the first that is ok."""
+    trials = merged(rows)
+    reason = ["reason"] if any(row["reason"] for row in trials) else []
     grid = _empty_table(
         "trial", "status", "peak GiB", "change", "tokens/s/device [95 %]", "change", *reason
     )
-    first = next((row for row in rows if row["status"] == "ok"), None)
-    for label, row in zip(labels(rows), rows, strict=True):
-        texts = [label, row["status"], *cells(row, first), *filter(None, [row["reason"]])]
+    first = next((row for row in trials if row["status"] == "ok"), None)
+    for label, row in zip(labels(trials), trials, strict=True):
+        texts = [label, row["status"], *cells(row, first), *filter(None, [_reason(row)])]
         grid.add_row(*map(escape, texts), style=progress.COLOURS[row["status"]])
     return grid
+
+
+def _reason(row: dict[str, Any]) -> str | None:
+    """The row's reason; of a trial that ran out of memory with what it was predicted to need."""
+    reason = str(row["reason"]) if row["reason"] else None
+    trial = from_text(row["definition"]) if row["status"] == "oom" and row["definition"] else None
+    size = trial and expected_peak_bytes(trial, row["device_name"] or "")
+    return f"predicted to need {formatting.format_bytes(size)} (closed form). {reason}" if size else reason
 
 
 def _empty_table(*names: str) -> Table:
@@ -116,13 +181,12 @@ def _empty_table(*names: str) -> Table:
     return grid
 
 
-def labels(rows: Rows) -> list[str]:
-    """A label for each row of one sweep: the overrides that not all of its rows share."""
-    several = len({row["replicate"] for row in rows}) > 1
+def labels(trials: Rows) -> list[str]:
+    """A label for each merged trial of one sweep: the overrides that not all share, and its replicates."""
     return [
-        words + (f" #{row['replicate'] + 1}" if several else "")
+        words + (f" (×{row['replicates']})" if row["replicates"] > 1 else "")
         for words, row in zip(
-            _unshared_words([shlex.split(row["overrides"])[2:] for row in rows]), rows, strict=True
+            _unshared_words([shlex.split(row["overrides"])[2:] for row in trials]), trials, strict=True
         )
     ]
 
@@ -134,18 +198,23 @@ def _unshared_words(lines: list[list[str]]) -> list[str]:
 
 
 def cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
-    """Peak, its change, rate with interval, its change, as text; changes are against `first`."""
+    """Peak, its change, rate with interval, its change, as text; changes are against `first`.
+
+    A trial that ran out of memory needs more than the peak that it reached.
+    """
     peak = row["peak_allocated_bytes"]
     if row["status"] != "ok" or first is None:
-        return ["" if peak is None else formatting.format_gib(peak), "", "", ""]
+        more = "> " if row["status"] == "oom" else ""
+        return ["" if peak is None else f"{more}{formatting.format_gib(peak)}", "", "", ""]
     if row["tokens_per_sec_per_device"] is None:
         return [formatting.format_gib(peak), _change(row, first, "peak_allocated_bytes"), "", ""]
     rate, low, high = (row[f"tokens_per_sec_per_device{end}"] for end in ("", "_ci_low", "_ci_high"))
+    comparable = row is first or not (_shares_device(row) or _shares_device(first))
     return [
         formatting.format_gib(peak),
         _change(row, first, "peak_allocated_bytes"),
         f"{rate:,.0f} [{low:,.0f}, {high:,.0f}]",
-        _change(row, first, "tokens_per_sec_per_device"),
+        _change(row, first, "tokens_per_sec_per_device") if comparable else "",
     ]
 
 

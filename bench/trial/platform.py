@@ -125,3 +125,13 @@ def platform_of(device_type: str) -> Platform:
     if device_type not in _KNOWN:
         raise ValueError(f"no platform {device_type}: there are {', '.join(_KNOWN)}")
     return _KNOWN[device_type]
+
+
+def ranks_share_device(device_name: str, world_size: int) -> bool:
+    """Whether several ranks ran on one device, so that their speed says nothing about as many devices.
+
+    Args:
+        device_name: a row's; a CPU's begins with `CPU`.
+        world_size: the trial's ranks.
+    """
+    return world_size > 1 and CPU.ranks_share_device and device_name.startswith("CPU")

@@ -68,6 +68,11 @@ def _of_quantised_training(trial: Trial) -> Iterator[str]:
 
 
 def _of_sharding(trial: Trial) -> Iterator[str]:
+    if trial.fsdp.name == "off" and trial.fsdp.world_size > 1:
+        yield (
+            f"fsdp=off runs one process, and fsdp.world_size={trial.fsdp.world_size} asks for more: choose "
+            "fsdp=no_shard for replicas (DDP), fsdp=full_shard for shards, or leave fsdp.world_size out"
+        )
     if trial.fsdp.shards and trial.precision.quantization == "int8":
         yield (
             "fully_shard cannot shard bitsandbytes int8 weights: a sharded parameter loses its "
@@ -107,6 +112,8 @@ def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[
 
 
 def _of_training(trial: Trial) -> Iterator[str]:
+    if trial.kv_cache.name != "dynamic":
+        yield "training keeps no keys and values: kv_cache is of workload=prefill and decode"
     if trial.offload.name == "disk":
         yield (
             "offload=disk keeps weights that nobody changes on disk: it is for workload=prefill and decode"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -116,15 +117,27 @@ class Trial:
         sides = 2 if self.model.encoder_decoder else 1
         return self.micro_batch_size * self.seq_len * self.grad_accum_steps * sides
 
+    @property
+    def subject(self) -> str:
+        """Its model, workload and shape in words, as above a table."""
+        return shape_words(
+            self.model.label, self.workload.name, self.micro_batch_size, self.seq_len, self.grad_accum_steps
+        )
+
     def definition(self) -> dict[str, Any]:
-        """What defines the trial, as plain data; details of axes that are off are left out."""
+        """What defines the trial, as plain data; details of axes that are off are left out.
+
+        Except those that contradict the axis: such a trial is skipped, and is not the one without them.
+        """
         whole = asdict(self)
         for axis in ("lora", "fsdp"):
             if whole[axis]["name"] == "off":
                 whole[axis] = {"name": "off"}
+        if self.fsdp.name == "off" and self.fsdp.world_size > 1:  # it is skipped: not the trial without
+            whole["fsdp"]["world_size"] = self.fsdp.world_size
         if self.workload.name != "decode":
             del whole["workload"]["decode_tokens"]
-        if not self.workload.inference:
+        if not self.workload.inference and self.kv_cache.name == "dynamic":
             del whole["kv_cache"]
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
             if self.method != method:
@@ -188,6 +201,25 @@ _AXES: dict[str, Any] = {
     "kv_cache": KvCache,
     "timing": Timing,
 }
+
+
+def shape_words(model: str, workload: str, micro_batch_size: int, seq_len: int, micro_steps: int) -> str:
+    """A model, a workload and a shape in words: `llama-7b, train, 1 × 2048 tokens`."""
+    accumulated = f" × {micro_steps} micro-steps" if micro_steps > 1 else ""
+    return f"{model}, {workload}, {micro_batch_size} × {seq_len} tokens{accumulated}"
+
+
+def subject_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What rows are of: models, workloads, shapes and devices, each once, as above a table."""
+    rows = list(rows)
+    shapes = dict.fromkeys(
+        shape_words(
+            row["model"], row["workload"], row["micro_batch_size"], row["seq_len"], row["grad_accum_steps"]
+        )
+        for row in rows
+    )
+    devices = dict.fromkeys(row["device_name"] for row in rows if row["device_name"])
+    return f"{'; '.join(shapes)}, on {', '.join(devices) or 'no device'}"
 
 
 def axes_of(trial: Trial) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from bench.analysis.comparison import (
     Thresholds,
     chance_of_loss,
     compare,
-    comparison_markdown,
-    verdict,
 )
+from bench.analysis.comparison_table import comparison_markdown, verdict
 from bench.results import baselines, store
 from bench.results.schema import SCHEMA
 from tests import rows as made
@@ -150,8 +149,13 @@ def test_the_door_on_real_rows(here: Here, tmp_path: Path) -> None:
     assert "any_device=true" in done.stderr
     store.write(heavier | {"trial_id": "unknown"}, tmp_path / "unknown", "row")
     done = door_here(f"baseline={here.folder}", f"candidate={tmp_path / 'unknown'}", script="compare.py")
-    assert done.returncode == 0
+    assert done.returncode == 3
     assert "Nothing to compare" in done.stdout
+    here_too = f"candidate={tmp_path / 'lighter'}"
+    store.write(store.records(here.folder)[1], tmp_path / "lighter", "row")
+    done = door_here(f"baseline={here.folder}", here_too, "require_all=true", script="compare.py")
+    assert done.returncode == 1
+    assert "1 trial of the baseline found no counterpart" in done.stdout
 
 
 def ten() -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.analysis import studies, tables
+from bench.analysis import neighbours, studies, tables
 from bench.analysis.tables import PEAK, RATE
 from tests import rows as made
 
@@ -31,42 +31,81 @@ def row(words: str) -> dict[str, Any]:
 def test_each_rung_adds_the_technique_that_leaves_least(grid: pd.DataFrame) -> None:
     ladder = tables.ladder(grid)
     assert list(ladder["steps"].map(len)) == [0, 1, 2, 3]
-    plain = row(made.GRID[0])[PEAK]
     single = grid[(grid["steps"].map(len) == 1) & (grid["status"] == "ok")]
     assert ladder[PEAK].iloc[1] == single[PEAK].min()
-    assert list(ladder["peak_change"]) == pytest.approx([peak / plain - 1 for peak in ladder[PEAK]])
+    expected = [after / before - 1 for before, after in itertools.pairwise(ladder[PEAK])]
+    assert list(ladder["peak_change"])[1:] == pytest.approx(expected)
     for before, after in itertools.pairwise(ladder["steps"]):
         assert before.items() < after.items()
     assert ladder["added"].iloc[0] == ""
     assert set(ladder["added"][1:]) == set(ladder["steps"].iloc[-1].values())
 
 
-def test_a_ladder_whose_foot_does_not_fit_counts_from_the_first_rung_that_does(
+def test_where_the_plain_trial_does_not_run_nothing_is_charged_to_a_technique_but_its_own(
     trials: pd.DataFrame,
 ) -> None:
     large = studies.studies(trials)[1]
     ladder = tables.ladder(large)
     assert list(ladder["status"])[:2] == ["oom", "ok"]
-    assert pd.isna(ladder["peak_change"].iloc[0])
-    assert ladder["peak_change"].iloc[1] == 0.0
+    assert ladder["peak_change"].head(2).isna().all()
+    assert tables.changed(large)["peak_change"].isna().all()
+    rows = large.set_index("label")
+    before, after = rows.loc["bf16_pure"], rows.loc["bf16_pure + LoRA r16"]
+    lora = tables.by_technique(large).set_index("added").loc["LoRA r16"]
+    assert lora["against"] == "bf16_pure"
+    assert lora["peak_change"] == pytest.approx(after[PEAK] / before[PEAK] - 1)
+    assert lora["rate_change"] == pytest.approx(after[RATE] / before[RATE] - 1)
+    cells = tables.pairs(large).set_index(["added", "beside"])
+    assert cells.loc[("LoRA r16", "bf16_pure"), "peak_change"] == lora["peak_change"]
+    assert pd.isna(cells.loc[("bf16_pure", "bf16_pure"), "peak_change"])
 
 
-def test_pairs_hold_each_combination_both_ways_round_and_one_alone_on_the_diagonal(
+def test_pairs_hold_what_a_technique_changes_beside_another_and_alone_on_the_diagonal(
     grid: pd.DataFrame,
 ) -> None:
-    cells = tables.pairs(grid).set_index(["first", "second"])
+    cells = tables.pairs(grid).set_index(["added", "beside"])
     plain = row("precision=fp32 lora=off checkpointing=off")
+    recomputed = row("precision=fp32 lora=off checkpointing=on")
     both = row("precision=bf16 lora=off checkpointing=on")
-    for cell in (("bf16", "checkpointing"), ("checkpointing", "bf16")):
-        assert cells.loc[cell, "peak_change"] == pytest.approx(both[PEAK] / plain[PEAK] - 1)
-    alone = row("precision=fp32 lora=off checkpointing=on")
+    change = cells.loc[("bf16", "checkpointing"), "peak_change"]
+    assert change == pytest.approx(both[PEAK] / recomputed[PEAK] - 1)
     change = cells.loc[("checkpointing", "checkpointing"), "peak_change"]
-    assert change == pytest.approx(alone[PEAK] / plain[PEAK] - 1)
+    assert change == pytest.approx(recomputed[PEAK] / plain[PEAK] - 1)
     assert cells.loc[("nf4", "nf4"), "status"] == "skipped"
 
 
+def test_ranks_that_share_a_device_say_nothing_about_speed(grid: pd.DataFrame) -> None:
+    single = tables.by_technique(grid).set_index("added")
+    assert pd.notna(single.loc["DDP ×2", "peak_change"])
+    assert pd.isna(single.loc["DDP ×2", "rate_change"])
+    assert not single.loc["DDP ×2", "rates_differ"]
+    assert not any("×2" in label for label in tables.frontier(grid)["label"])
+
+
+def test_what_is_fastest_is_faster_beyond_doubt() -> None:
+    small, large = row("lora=on"), row("")
+    rate = small[RATE]
+    for low, kept in ((1.01, 2), (0.97, 1)):
+        large |= {RATE: rate * 1.05, f"{RATE}_ci_low": rate * low, f"{RATE}_ci_high": rate * 1.1}
+        small |= {f"{RATE}_ci_low": rate * 0.99, f"{RATE}_ci_high": rate}
+        study = studies.trials(pd.DataFrame([small, large]))
+        assert len(tables.frontier(study)) == 2
+        assert len(tables.fastest_within(study)) == kept
+
+
+def test_what_ran_out_of_memory_needs_more_and_is_no_peak(trials: pd.DataFrame) -> None:
+    found = tables.with_expected_peaks(trials[trials["method"] == "measure"])
+    (failed,) = studies.row_dicts(found[(found["status"] == "oom") & (found["precision"] == "fp32")])
+    assert failed["expected_by"] == "closed form"
+    assert failed["expected_bytes"] > failed["device_memory_bytes"] > failed[PEAK]
+    lines = tables.rows_table(found)
+    out = lines[lines["status"] == "oom"]
+    assert out["peak GiB"].isna().all()
+    assert list(out["more than GiB"]) == [size / 2**30 for size in found[found["status"] == "oom"][PEAK]]
+
+
 def test_the_frontier_is_what_nothing_beats_in_both(grid: pd.DataFrame) -> None:
-    fits = grid[grid["status"] == "ok"]
+    fits = grid[(grid["status"] == "ok") & (grid["world_size"] == 1)]
     points = list(zip(fits["label"], fits[PEAK], fits[RATE], strict=True))
     unbeaten = {
         label
@@ -87,7 +126,7 @@ def test_curves_join_trials_that_differ_in_nothing_else(trials: pd.DataFrame) ->
 
 
 def test_ratios_are_of_pairs_that_differ_in_one_axis(trials: pd.DataFrame) -> None:
-    found = tables.ratios(trials, "checkpointing", "off", "on", PEAK)
+    found = [one.value for one in neighbours.ratios(trials, "checkpointing", "off", "on", PEAK)]
     expected = []
     for words in (*made.GRID, *made.LARGE):
         device = made.H100 if words in made.LARGE else made.CPU
@@ -117,7 +156,7 @@ def test_errors_pair_a_measurement_with_predictions_for_its_kind_of_device(trial
 
 
 def test_every_trial_is_one_line_of_the_last_table(trials: pd.DataFrame, tmp_path: Path) -> None:
-    lines = tables.rows_table(trials)
+    lines = tables.rows_table(tables.with_expected_peaks(trials))
     assert len(lines) == len(trials)
     fp32 = lines[(lines["techniques"] == "fp32") & (lines["method"] == "measure")]
     assert row(made.GRID[0])[PEAK] / 2**30 in list(fp32["peak GiB"])

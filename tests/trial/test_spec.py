@@ -39,8 +39,19 @@ def test_any_change_that_defines_the_trial_makes_a_new_id(override: str) -> None
 def test_details_of_an_axis_that_is_off_do_not_make_a_new_trial() -> None:
     assert make_trial("lora.rank=4").trial_id == make_trial("lora.rank=64").trial_id
     assert make_trial("lora=on", "lora.rank=4").trial_id != make_trial("lora=on").trial_id
-    assert make_trial("fsdp.world_size=8").trial_id == make_trial().trial_id
-    assert make_trial("fsdp.world_size=8").world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [("fsdp.world_size=2", "fsdp=off runs one process"), ("kv_cache=static", "keeps no keys and values")],
+)
+def test_what_an_axis_that_is_off_cannot_do_is_skipped_and_not_the_default_trial(
+    override: str, reason: str
+) -> None:
+    trial = make_trial(override)
+    assert reason in (skip_reason(trial, CPU, 1) or "")
+    assert trial.trial_id != make_trial().trial_id
+    assert trial.world_size == 1
 
 
 def test_where_rows_go_and_how_often_it_runs_do_not_define_a_trial() -> None:

@@ -100,7 +100,6 @@ def test_what_belongs_to_training_is_skipped_with_its_reason(overrides: str, sai
 
 
 def test_what_does_not_matter_defines_no_trial() -> None:
-    assert make_trial("kv_cache=static").trial_id == make_trial().trial_id
     assert make_trial("workload.decode_tokens=9").trial_id == make_trial().trial_id
     decode = make_trial("workload=decode")
     assert make_trial("workload=decode", "kv_cache=static").trial_id != decode.trial_id

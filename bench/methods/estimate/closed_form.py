@@ -8,6 +8,9 @@ import torch.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from bench.machine.gpu_catalogue import workspaces_bytes
 from bench.methods.estimate import inference
 from bench.methods.estimate.activations import activation_bytes, autocast_copy_bytes, loss_bytes
 from bench.methods.estimate.weights import (
@@ -18,7 +21,8 @@ from bench.methods.estimate.weights import (
     weight_bytes,
 )
 from bench.trial.columns import Columns
-from bench.trial.platform import Platform
+from bench.trial.platform import CPU, CUDA, Platform
+from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape, shape_of
 
@@ -140,3 +144,15 @@ def _gathered_bytes(trial: Trial, shape: Shape, weights: int) -> int:
         return int(weights * scale)
     blocks = max(shape.layers * len(shape.blocks), 1)
     return int((outside + 2 * (weights - outside) / blocks) * scale)
+
+
+def expected_peak_bytes(trial: Trial, device_name: str) -> int | None:
+    """The closed form's peak of a trial on a device, with the workspaces of its card.
+
+    None where there is no closed form of the model.
+    """
+    platform = CPU if device_name.startswith("CPU") else CUDA
+    if skip_reason(replace(trial, method="estimate", formula="closed_form"), platform, 0):
+        return None
+    tensors = closed_form(trial, platform)["peak_allocated_bytes"]
+    return None if tensors is None else tensors + workspaces_bytes(device_name, trial)

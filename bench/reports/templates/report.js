@@ -88,7 +88,7 @@
         title: column.name,
         render: shown(column),
         type: column.numbers ? "sized" : "string",
-        className: column.numbers ? "dt-right dt-head-right" : "",
+        className: column.numbers ? "dt-right dt-head-right" : column.name === "reason" ? "reason" : "",
       })),
       deferRender: true,
       order: [],
