@@ -34,10 +34,16 @@ def main(arguments: list[str]) -> int:
     from bench.analysis import studies
     from bench.processes.simulation_pool import Simulator
     from bench.results import store
+    from bench.trial.columns import Columns, NotSimulated
 
+    columns: dict[str, Columns] = {}
     with Simulator() as predict:
         simulations = predict(list(to_simulate.values()))
-    columns = {words: one.columns for words, one in zip(to_simulate, simulations, strict=True)}
+    for trial_words, one in zip(to_simulate, simulations, strict=True):
+        if isinstance(one, NotSimulated):
+            print(f"bench/claims.py: {trial_words}: {one.reason}", file=sys.stderr)
+        else:
+            columns[trial_words] = one.columns
     values = {claim.claim: literature.simulated(claim, columns) for claim in claims}
     literature.write_values(values, words["results_dir"] / "claims.json")
     trials = studies.trials(store.read(words["results_dir"], columns=studies.COLUMNS))
@@ -52,4 +58,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from bench.config import door
+
+    sys.exit(door.enter(main, __doc__))

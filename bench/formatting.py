@@ -7,11 +7,14 @@ every room may use it, and the commands start fast.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _MIB, _GIB = 2**20, 2**30
 
@@ -28,6 +31,27 @@ def format_bytes(size: float) -> str:
     if unit == "MiB":
         return f"{number:.1f} MiB"
     return f"{number:,.1f} GiB" if number >= 10 else f"{number:.2f} GiB"
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    f"{prefix}i": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
+}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from a number with a unit or without: `24GB`, `24 GiB`, `1.5e9`, `512`.
+
+    Raises:
+        ValueError: it is no number of bytes; the message says what was expected.
+    """
+    match = re.fullmatch(r"([\d.]+(?:e\d+)?) ?([kKMGT]?i?)B?", text.strip())
+    prefix = match[2].replace("K", "k") if match and match[2] == "K" else match[2] if match else None
+    try:
+        if match is None or prefix not in _UNITS:
+            raise ValueError
+        return round(float(match[1]) * _UNITS[prefix])
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text}: must be bytes, as 24GB, 24GiB or 24000000000") from None
 
 
 def format_gib(size: float) -> str:
@@ -82,8 +106,26 @@ def markdown_table(header: list[str], rows: Iterable[Iterable[str]], numbers: It
 
 
 def console(width: int) -> Console:
-    """A console on stdout: as wide as the terminal, or `width` columns where stdout is no terminal."""
+    """A console on stdout: as wide as the terminal or as $COLUMNS says, else `width` columns.
+
+    Printing to a pipe that nobody reads any more is a BrokenPipeError.
+    """
     from rich.console import Console  # not at the top: the commands must start fast
 
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=width)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    terminal = Screen()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Screen(width=width)
+
+
+def print_fitting(screen: Console, *tables: Table) -> None:
+    """Prints the first of these tables that fits the screen without breaking a word, else the last."""
+    from rich.measure import Measurement
+
+    unlimited = screen.options.update(width=10_000)
+    for table in tables:
+        if table is tables[-1] or Measurement.get(screen, unlimited, table).minimum <= screen.width:
+            screen.print(table, highlight=False)
+            return

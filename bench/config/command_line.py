@@ -32,6 +32,7 @@ from bench.config.compose import (
     level_of,
     nearest,
     parse,
+    quoted,
     register_resolvers,
 )
 from bench.trial.spec import Trial
@@ -60,7 +61,7 @@ def choices(arguments: list[str]) -> list[list[str]]:
         CommandError: the line cannot be read, or a name in it is unknown.
     """
     register_resolvers()
-    overrides = _parse(arguments)
+    overrides = _parse(with_quoted_paths(arguments))
     values = [_values(override) for override in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         _check_names(overrides, values)
@@ -79,12 +80,28 @@ def check(arguments: list[str], *, multirun: bool, sweep_id: str) -> Command:
         CommandError: with one message for the first mistake found.
     """
     try:
-        return _checked(arguments, multirun, sweep_id)
+        return _checked(with_quoted_paths(arguments), multirun, sweep_id)
     except CommandError:
         raise
     except Exception as error:  # for some words Hydra and OmegaConf raise whatever failed inside them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CommandError(f"cannot read the command line: {reason}") from None
+
+
+def with_quoted_paths(arguments: list[str]) -> list[str]:
+    """The arguments, with paths quoted: Hydra's grammar knows few of the characters that paths may have."""
+    return [_with_quoted_path(word) for word in arguments]
+
+
+def _with_quoted_path(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or not value or value[0] in "'\"" or value == "null":
+        return word
+    if key == "results_dir":  # it cannot be swept, so a comma is a character like any other
+        return f"{key}={quoted(value)}"
+    if key == "model.pretrained" and not re.match(r"\w+\(", value):
+        return f"{key}={','.join(map(quoted, value.split(',')))}"
+    return word
 
 
 def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench import paths
 from bench.config import given_models
+from bench.formatting import parse_bytes
 from bench.paths import ROOT
 from bench.trial.spec import Trial
 
@@ -115,6 +116,12 @@ def trial_of(config: DictConfig) -> Trial:
             f"see --help for all of them"
         )
     chosen: dict[str, Any] = {str(name): config[name] for name in config if name in names}
+    limit = chosen.get("memory_limit_bytes")
+    if isinstance(limit, str):
+        try:
+            chosen["memory_limit_bytes"] = parse_bytes(limit)
+        except ValueError as error:
+            raise CommandError(f"memory_limit_bytes={error}") from None
     try:
         model: Any = OmegaConf.to_container(chosen["model"], resolve=True)
         return _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
@@ -200,6 +207,11 @@ def _type_message(error: OmegaConfBaseException) -> str:
     key = error.full_key or error.key
     text = str(error).splitlines()[0]
     return f"{key}: {text[:1].lower()}{text[1:]}"
+
+
+def quoted(value: str) -> str:
+    """`value` as a quoted string of Hydra's grammar: quotes, and backslashes before one, are escaped."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 def nearest(word: str, words: list[str]) -> str:

@@ -10,6 +10,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from bench.formatting import parse_bytes
+
 
 class KeyValueError(ValueError):
     """An argument cannot be understood; the message says what to change."""
@@ -55,6 +57,8 @@ def _typed(key: str, value: str, default: Any) -> Any:
             raise KeyValueError(f"{key}={value}: must be true or false")
         return value.lower() == "true"
     if isinstance(default, int | float):
+        if key.endswith("_bytes"):
+            return _bytes(key, value)
         try:
             number = type(default)(value)
         except ValueError:
@@ -70,3 +74,10 @@ def _typed(key: str, value: str, default: Any) -> Any:
             raise KeyValueError(f"{key}={value}: must be a folder of a disk, not a URL")
         return Path(value).expanduser().absolute()
     return value
+
+
+def _bytes(key: str, value: str) -> int:
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise KeyValueError(f"{key}={error}") from None

@@ -17,11 +17,15 @@ from typing import Any, TypeVar
 
 from bench import formatting
 from bench.machine import gpu_catalogue, host, nvml
+from bench.methods.estimate.closed_form import closed_form
 from bench.processes import isolate
 from bench.results import store
+from bench.trial.platform import CPU
 from bench.trial.spec import Trial
 
 T = TypeVar("T")
+
+_DOUBTFUL_SHARE = 0.3  # of the memory: the closed form says a third of the truth at worst (bench/grade.py)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,14 @@ class Forecast:
             f"the device has {formatting.format_bytes(self.capacity_bytes)} (skip_predicted_oom=true)"
         )
 
+    def host_refusal(self) -> str:
+        """Why a trial that would fill this machine's memory is not tried, in one sentence."""
+        assert self.peak_bytes is not None
+        return (
+            f"not tried: the simulated peak is {formatting.format_bytes(self.peak_bytes)}, "
+            f"this machine has {formatting.format_bytes(self.capacity_bytes)}"
+        )
+
 
 def forecast_trial(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
     """Simulates a trial that would be measured on this machine.
@@ -63,10 +75,30 @@ def forecast_trial(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
     outcome = isolate.run_isolated(simulation, log=log, timeout_seconds=timeout_seconds)
     peak = None
     if outcome.status == "ok":
-        device_name = next(iter(_of_its_gpus(trial, nvml.gpu_names)), "")
-        tensor_bytes = outcome.ranks[0]["peak_allocated_bytes"] or 0
-        peak = tensor_bytes + gpu_catalogue.workspaces_bytes(device_name, trial)
+        peak = _peak_bytes(trial, outcome.ranks[0]["peak_allocated_bytes"] or 0)
     return Forecast(outcome.status, outcome.reason, peak, capacity_bytes(trial), outcome.wall_seconds)
+
+
+def _peak_bytes(trial: Trial, tensor_bytes: int) -> int:
+    """What the device that the trial would use here holds at the peak, from one rank's tensors."""
+    device_name = next(iter(_of_its_gpus(trial, nvml.gpu_names)), "")
+    ranks = 1 if device_name else trial.processes  # on a CPU all ranks are in the same memory
+    return ranks * tensor_bytes + gpu_catalogue.workspaces_bytes(device_name, trial)
+
+
+def may_fill_host(trial: Trial) -> bool:
+    """Whether the trial would be measured on this machine's CPU, and could fill its memory: nothing refuses
+    it there, until the kernel kills. True only where a simulation should tell.
+    """
+    if trial.method != "measure" or trial.memory_limit_bytes is not None:
+        return False
+    kind = trial.device.partition(":")[0]
+    if kind not in ("auto", "cpu") or (kind == "auto" and host.accelerator_in_sight()):
+        return False
+    if trial.model.pretrained:  # its numbers are in a file, which torch's libraries read
+        return True
+    estimated = closed_form(trial, CPU)["peak_allocated_bytes"] or 0
+    return trial.processes * estimated > _DOUBTFUL_SHARE * host.usable_memory_bytes()
 
 
 def _of_its_gpus(trial: Trial, ask: Callable[[], list[T]]) -> list[T]:
@@ -77,7 +109,7 @@ def _of_its_gpus(trial: Trial, ask: Callable[[], list[T]]) -> list[T]:
 
 def capacity_bytes(trial: Trial) -> int:
     """Memory of the device that the trial would use here, at most its memory_limit_bytes."""
-    memory = min(_of_its_gpus(trial, nvml.gpu_memory_bytes) or [host.host_memory_bytes()])
+    memory = min(_of_its_gpus(trial, nvml.gpu_memory_bytes) or [host.usable_memory_bytes()])
     return memory if trial.memory_limit_bytes is None else min(memory, trial.memory_limit_bytes)
 
 

@@ -11,15 +11,17 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.plugins.sweeper import Sweeper
 
 from bench import paths
 from bench.config.command_line import Command, check
-from bench.config.compose import CommandError
+from bench.config.compose import CONF, CommandError, register_resolvers
 from bench.results import row_file
 from bench.sweep.errors import EndedBySignal, NotWrittenError, RefusedError
 
@@ -29,15 +31,17 @@ if TYPE_CHECKING:
 _LOCAL_LAUNCHERS = ("basic", "joblib")  # their jobs run under this terminal, and Ctrl-C reaches them
 
 
-def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
+def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     """Runs the command line and returns the exit code.
 
     Args:
-        hydra_main: the door's function under @hydra.main, which reads sys.argv.
+        job: the door's function, which Hydra calls with the config of each trial.
         argv: the command line, program name first.
     """
+    register_resolvers()
+    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     arguments = get_args_parser().parse_args(argv[1:])
-    flags_that_only_print = ("help", "hydra_help", "version", "cfg", "shell_completion", "info")
+    flags_that_only_print = ("hydra_help", "cfg", "shell_completion", "info")
     if any(getattr(arguments, flag, None) for flag in flags_that_only_print):
         hydra_main()
         return 0
@@ -109,7 +113,10 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
     # Hydra would compose every combination before the first may start; `check` has just passed them all.
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
-        with progress.shown(command.size) as sweep.display:
+        with ExitStack() as stack:
+            sweep.display = stack.enter_context(progress.shown(command.size))
+            if command.launcher == "joblib":  # its trials run in other processes, which are patient too
+                stack.enter_context(sweep.stop.finishing())
             hydra_main()
     except EndedBySignal as ended:
         return 128 + ended.number

@@ -13,7 +13,7 @@ import pytest
 from bench import plan
 from bench.analysis import planning
 from bench.machine import gpu_catalogue
-from bench.methods.roofline import step_seconds
+from bench.methods.least_time import step_seconds
 from bench.methods.simulate import simulate
 from bench.processes import simulation_pool
 from bench.processes.simulation_pool import Simulator
@@ -155,7 +155,7 @@ def test_what_cannot_exist_says_why(planned: Callable[..., Planned]) -> None:
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     card = gpu_catalogue.catalogue()["t4"]
     trial = make_trial("model=llama-160m", "method=simulate", "precision=fp16_pure", "seq_len=1024")
-    (answer,) = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
+    (answer,), _ = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
     assert answer.fits
     assert answer.largest > 1
     fitting, next_one = predict([planning._with_batch(trial, answer.largest + extra) for extra in (0, 1)])
