@@ -33,7 +33,7 @@ def format_bytes(size: float) -> str:
     return f"{number:,.1f} GiB" if number >= 10 else f"{number:.2f} GiB"
 
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+_UNITS: dict[str, int] = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
     f"{prefix}i": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
 }
 
@@ -44,14 +44,11 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: it is no number of bytes; the message says what was expected.
     """
-    match = re.fullmatch(r"([\d.]+(?:e\d+)?) ?([kKMGT]?i?)B?", text.strip())
-    prefix = match[2].replace("K", "k") if match and match[2] == "K" else match[2] if match else None
-    try:
-        if match is None or prefix not in _UNITS:
-            raise ValueError
-        return round(float(match[1]) * _UNITS[prefix])
-    except (ValueError, OverflowError):
-        raise ValueError(f"{text}: must be bytes, as 24GB, 24GiB or 24000000000") from None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d{1,2})?) ?([kKMGT]?i?)B?", text.strip())
+    prefix = "k" if match and match[2] == "K" else match and match[2]
+    if match is None or prefix not in _UNITS:
+        raise ValueError(f"{text}: must be bytes, as 24GB, 24GiB or 24000000000")
+    return round(float(match[1]) * int(_UNITS[prefix]))
 
 
 def format_gib(size: float) -> str:

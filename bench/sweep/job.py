@@ -131,8 +131,8 @@ def _written_row(execution: _Execution, identity: dict[str, Any], name: str) -> 
     """
     results_dir = execution.job.results_dir
     try:
-        # The row's place comes first: a disk without room is found before any time is spent. `finishing` lets
-        # a trial that has begun end, and its row be written, when Ctrl-C comes.
+        # The row's place comes first: a disk without room is found before any time is spent. When Ctrl-C
+        # comes, `finishing` lets a trial that has begun end, and its row be written.
         with RowFile(results_dir, name) as file, ExitStack() as finishing:
             outcome, columns = execution.outcome(finishing)
             row = row_assembly.row_of(execution.trial, outcome, identity) | columns

@@ -57,14 +57,12 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
-    try:
-        if not command.dry_run:
+    if not command.dry_run:
+        try:
             _require_writable(command)
-    except OSError as error:
-        print(
-            f"bench/run.py: results_dir={command.results_dir}: {error.strerror or error}", file=sys.stderr
-        )
-        return 2
+        except CommandError as error:
+            print(f"bench/run.py: {error}", file=sys.stderr)
+            return 2
     sys.argv = [argv[0], *registry.arguments(command)]
     from bench.sweep.context import SweepContext, entered
 
@@ -84,18 +82,25 @@ def _require_writable(command: Command) -> None:
     """Makes the folder of results if it is not there, and deletes what killed sweeps left in it.
 
     Raises:
-        OSError: the folder cannot be written to.
+        CommandError: the folder cannot be written to.
     """
-    if paths.is_remote(command.results_dir):
-        probe = command.results_dir / "trials" / f".{command.sweep_id}"
-        probe.write_bytes(b"")
-        probe.unlink()
-        return
-    (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
-        pass
-    for abandoned in row_file.abandoned_files(command.results_dir):
-        abandoned.unlink(missing_ok=True)
+    folder = command.results_dir
+    try:
+        if paths.is_remote(folder):
+            probe = folder / "trials" / f".{command.sweep_id}"
+            probe.write_bytes(b"")
+            probe.unlink()
+            return
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / "trials"):
+            pass
+        for abandoned in row_file.abandoned_files(folder):
+            abandoned.unlink(missing_ok=True)
+    except OSError as error:
+        raise CommandError(f"results_dir={folder}: {error.strerror or error}") from None
+    except Exception as error:  # behind a URL: whatever the package for its protocol raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CommandError(f"results_dir={folder}: {reason}") from None
 
 
 def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepContext) -> int | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
