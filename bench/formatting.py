@@ -117,12 +117,15 @@ def console(width: int) -> Console:
     return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Screen(width=width)
 
 
-def print_fitting(screen: Console, *tables: Table) -> None:
-    """Prints the first of these tables that fits the screen without breaking a word, else the last."""
+def fits(screen: Console, table: Table) -> bool:
+    """Whether the screen is wide enough for the table without breaking a word."""
     from rich.measure import Measurement
 
     unlimited = screen.options.update(width=10_000)
-    for table in tables:
-        if table is tables[-1] or Measurement.get(screen, unlimited, table).minimum <= screen.width:
-            screen.print(table, highlight=False)
-            return
+    return Measurement.get(screen, unlimited, table).minimum <= screen.width
+
+
+def print_fitting(screen: Console, *tables: Table) -> None:
+    """Prints the first of these tables that fits the screen, else the last."""
+    chosen = next((table for table in tables if fits(screen, table)), tables[-1])
+    screen.print(chosen, highlight=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,10 @@ _HYDRAS_OWN = (_LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "h
 
 @dataclass(frozen=True)
 class Command:
-    """A checked command line: Hydra's arguments, how many trials they make, where rows will go."""
+    """A checked command line: Hydra's arguments, how many trials they make, where rows will go.
+
+    `trials` holds a trial for each value of each axis, beside the first values of the other axes.
+    """
 
     arguments: list[str]
     sweep_id: str
@@ -52,6 +55,7 @@ class Command:
     results_dir: Path
     dry_run: bool
     launcher: str
+    trials: tuple[Trial, ...] = ()
 
 
 def choices(arguments: list[str]) -> list[list[str]]:
@@ -118,11 +122,13 @@ def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
         _check_names(overrides, choices)
         first = [values[0] for values in choices]
         config = composed(first)
-        _, job = parse(config)
+        trial, job = parse(config)
+        trials = [trial]
         for index, values in enumerate(choices):
             for value in values[1:]:
-                parse(composed([*first[:index], value, *first[index + 1 :]]))
-    return _command(arguments, overrides, choices, job, sweep_id, other_sweeper)
+                trials.append(parse(composed([*first[:index], value, *first[index + 1 :]]))[0])
+    command = _command(arguments, overrides, choices, job, sweep_id, other_sweeper)
+    return replace(command, trials=tuple(trials))
 
 
 def _command(

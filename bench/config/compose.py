@@ -26,6 +26,7 @@ from bench import paths
 from bench.config import given_models
 from bench.formatting import parse_bytes
 from bench.paths import ROOT
+from bench.trial.adaptable import MATRICES, unknown_targets
 from bench.trial.spec import Trial
 
 T = TypeVar("T")
@@ -124,9 +125,16 @@ def trial_of(config: DictConfig) -> Trial:
             raise CommandError(f"memory_limit_bytes={error}") from None
     try:
         model: Any = OmegaConf.to_container(chosen["model"], resolve=True)
-        return _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
+        trial = _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
     except given_models.GivenModelError as error:
         raise CommandError(str(error)) from None
+    for target in unknown_targets(trial):
+        modules = MATRICES[trial.model.family]
+        raise CommandError(
+            f"lora.targets={target}: no such module{nearest(target, modules)}; "
+            f"{trial.model.name} has {', '.join(modules)}"
+        )
+    return trial
 
 
 def trial_from(overrides: list[str]) -> Trial:

@@ -6,6 +6,7 @@ line was checked, so that a mistake in it is reported at once.
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import sys
@@ -22,11 +23,14 @@ from hydra.plugins.sweeper import Sweeper
 from bench import paths
 from bench.config.command_line import Command, check
 from bench.config.compose import CONF, CommandError, register_resolvers
+from bench.formatting import count_of
+from bench.machine import nvml
 from bench.results import row_file
 from bench.sweep.errors import EndedBySignal, NotWrittenError, RefusedError
 
 if TYPE_CHECKING:
     from bench.sweep.context import SweepContext
+    from bench.trial.spec import Trial
 
 _LOCAL_LAUNCHERS = ("basic", "joblib")  # their jobs run under this terminal, and Ctrl-C reaches them
 
@@ -57,12 +61,15 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
-    if not command.dry_run:
-        try:
+    try:
+        if command.launcher in _LOCAL_LAUNCHERS:
+            for trial in command.trials:
+                _require_machine(trial)
+        if not command.dry_run:
             _require_writable(command)
-        except CommandError as error:
-            print(f"bench/run.py: {error}", file=sys.stderr)
-            return 2
+    except CommandError as error:
+        print(f"bench/run.py: {error}", file=sys.stderr)
+        return 2
     sys.argv = [argv[0], *registry.arguments(command)]
     from bench.sweep.context import SweepContext, entered
 
@@ -75,7 +82,32 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     if cut_short == 128 + signal.SIGPIPE:  # there is nobody to show a table to
         sys.stdout = None
         return cut_short
-    return _show_results(command, cut_short, sweep)
+    return _show_results(command, cut_short, sweep, argv[1:])
+
+
+def _require_machine(trial: Trial) -> None:
+    """Checks that this machine has the device and the cores that a trial to be measured asks for.
+
+    Raises:
+        CommandError: it does not.
+    """
+    if trial.method != "measure":
+        return
+    cores = os.cpu_count() or 1
+    if trial.threads is not None and trial.threads > cores:
+        raise CommandError(f"threads={trial.threads}: this machine has {count_of(cores, 'core')}")
+    kind, _, index = trial.device.partition(":")
+    wanted = int(index or 0) + 1
+    if kind in ("auto", "cpu") or (kind == "cuda" and len(nvml.gpu_names()) >= wanted):
+        return
+    from bench.machine import accelerator  # torch takes seconds, and knows devices that NVML does not
+
+    present = accelerator.count(kind)
+    if present < wanted:
+        raise CommandError(
+            f"device={trial.device}: this machine has {present or 'none'}; choose cpu or auto, "
+            f"or method=simulate, which needs no device"
+        )
 
 
 def _require_writable(command: Command) -> None:
@@ -133,7 +165,7 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
     return None
 
 
-def _show_results(command: Command, cut_short: int | None, sweep: SweepContext) -> int:
+def _show_results(command: Command, cut_short: int | None, sweep: SweepContext, given: list[str]) -> int:
     """Shows the sweep's table, and returns the exit code: `cut_short`, else what the rows say."""
     from bench.results import store
     from bench.sweep import resume, summary
@@ -144,7 +176,7 @@ def _show_results(command: Command, cut_short: int | None, sweep: SweepContext) 
     logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
     reused = resume.reused_rows(logs, command.results_dir)
     rows = store.records(command.results_dir, command.sweep_id)
-    summary.show(rows, reused, command, interrupted=cut_short is not None)
+    summary.show(rows, reused, command, given, interrupted=cut_short is not None)
     summary.show_lost(sweep.lost)
     rows += reused
     if cut_short is not None:
