@@ -12,6 +12,8 @@ from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
+_PLAIN_WIDTH = 160  # columns, where the output is no terminal
+
 
 def main(arguments: list[str]) -> int:
     """Tests every claim, prints and writes the table, and returns the exit code."""
@@ -28,9 +30,7 @@ def main(arguments: list[str]) -> int:
     except (KeyValueError, literature.LedgerError) as error:
         print(f"bench/claims.py: {error}", file=sys.stderr)
         return 2
-    from rich.console import Console
-    from rich.markdown import Markdown
-
+    from bench import formatting
     from bench.analysis import studies
     from bench.processes.simulation_pool import Simulator
     from bench.results import store
@@ -48,11 +48,11 @@ def main(arguments: list[str]) -> int:
     literature.write_values(values, words["results_dir"] / "claims.json")
     trials = studies.trials(store.read(words["results_dir"], columns=studies.COLUMNS))
     findings = literature.judge_claims(claims, values, trials)
-    text = literature.markdown(findings)
     target = words["results_dir"] / "report" / "claims.md"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("# Claims\n\n" + text)
-    Console(width=160).print(Markdown(text))
+    target.write_text("# Claims\n\n" + literature.markdown(findings))
+    screen = formatting.console(_PLAIN_WIDTH)
+    formatting.print_rows(screen, *literature.lines(findings), wraps=["claim", "note", "source"])
     print(f"\n{literature.summary(findings)}\nAlso in {target}")
     return 0
 

@@ -122,7 +122,6 @@ def _rows(place: str) -> list[dict[str, Any]]:
 
 def _show(compared: list[Any], verdict: list[str]) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from bench import formatting
     from bench.analysis import comparison
@@ -130,12 +129,8 @@ def _show(compared: list[Any], verdict: list[str]) -> None:
     console = formatting.console(_PLAIN_WIDTH)
     if compared:
         header, rows = comparison.comparison_lines(compared)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in header:
-            table.add_column(name, overflow="fold")
-        for trial, row in zip(compared, rows, strict=True):
-            table.add_row(*map(escape, row), style="red" if trial.regressions else "")
-        console.print(table, highlight=False)
+        styles = ["red" if trial.regressions else "" for trial in compared]
+        formatting.print_rows(console, header, rows, wraps=["trial", "verdict"], styles=styles)
     for sentence in verdict:
         console.print(f"\n{escape(sentence)}")
 

@@ -129,3 +129,48 @@ def print_fitting(screen: Console, *tables: Table) -> None:
     """Prints the first of these tables that fits the screen, else the last."""
     chosen = next((table for table in tables if fits(screen, table)), tables[-1])
     screen.print(chosen, highlight=False)
+
+
+def print_rows(
+    screen: Console,
+    header: list[str],
+    rows: list[list[str]],
+    *,
+    wraps: Iterable[str] = (),
+    right: Iterable[str] = (),
+    styles: Iterable[str] = (),
+) -> None:
+    """Prints a table; where the screen is too narrow for it, each row as a list of what its cells are.
+
+    Args:
+        screen: where to print.
+        header: the columns' names.
+        rows: lists of cells, as many as there are names.
+        wraps: the names of columns whose cells may have several lines.
+        right: the names of columns that are aligned to the right.
+        styles: a style for each row; default: none.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    styles = list(styles) or [""] * len(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in header:
+        table.add_column(
+            name, justify="right" if name in set(right) else "left", no_wrap=name not in set(wraps)
+        )
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*map(escape, row), style=style)
+    if fits(screen, table):
+        screen.print(table, highlight=False)
+        return
+    indent = max(map(len, header[1:])) + 4
+    for row, style in zip(rows, styles, strict=True):
+        screen.print(row[0], style=style or "bold", highlight=False, markup=False)
+        for name, cell in zip(header[1:], row[1:], strict=True):
+            if cell:
+                record = Table.grid(padding=0)
+                record.add_column(width=indent, no_wrap=True)
+                record.add_column(overflow="fold")
+                record.add_row(f"  {name}", escape(cell))
+                screen.print(record, style=style, highlight=False)

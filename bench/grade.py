@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> int:
     grades = accuracy.grades_by_technique(graded)
     _write(graded, grades, folder / "report")
     console = formatting.console(_PLAIN_WIDTH)
-    console.print(accuracy.grades_table(grades))
+    header, lines = accuracy.grades_lines(grades)
+    formatting.print_rows(console, header, lines, right=header[1:])
     shares = [trial.bound_share for trial in graded if trial.bound_share]
     if shares:
         above = sum(share > 1 for share in shares)

@@ -53,13 +53,19 @@ class Simulator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.stop()
         self._bar.end()
-        if self._pool is None:
-            return
-        if error is not None:  # nobody wants the results any more
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def stop(self) -> None:
+        """Ends all simulations at once: nobody wants their results any more."""
+        if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):
                 process.kill()
-        self._pool.shutdown(wait=error is None, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
 
     def _processes(self) -> ProcessPoolExecutor:
         """The pool, started for the first trial: the fork server needs seconds to import all libraries."""
@@ -75,7 +81,7 @@ class Simulator:
         self._bar.expect(len(new))
         running = {trial_id: self.begin(trial) for trial_id, trial in new.items()}
         for trial_id, future in running.items():
-            self._known[trial_id] = _result(future)
+            self._known[trial_id] = result_of(future)
             self._bar.advance()
         return [self._known[trial.trial_id] for trial in trials]
 
@@ -105,7 +111,8 @@ def _keep(cache: SimulationCache, trial: Trial, platform: Platform, ended: Futur
         cache.put(trial, platform, ended.result())
 
 
-def _result(future: Future[Simulation]) -> Simulation | NotSimulated:
+def result_of(future: Future[Simulation]) -> Simulation | NotSimulated:
+    """Waits for what `Simulator.begin` began, and returns it, or why there is none."""
     try:
         return future.result()
     except BrokenProcessPool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,11 @@ from bench import formatting
 from bench.machine import gpu_catalogue, host, nvml
 from bench.methods.estimate.closed_form import closed_form
 from bench.processes import isolate
+from bench.processes.simulation_pool import Simulator, result_of
 from bench.results import store
-from bench.trial.platform import CPU
+from bench.trial.columns import NotSimulated, Simulation
+from bench.trial.platform import CPU, CUDA, Platform
+from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
 T = TypeVar("T")
@@ -154,13 +158,54 @@ class Planned:
         return "fits" if self.forecast.fits else "does not fit"
 
 
-def plan_trial(trial: Trial, label: str, earlier: dict[str, Any] | None, results_dir: Path) -> Planned:
-    """What a dry run says of a trial; only what would be measured, and has no row yet, is simulated."""
+def plan_trial(
+    trial: Trial, label: str, earlier: dict[str, Any] | None, results_dir: Path, simulator: Simulator
+) -> Pending:
+    """Starts to find out what a dry run says of a trial, and returns at once; only what would be measured,
+    and has no row yet, is simulated."""
     if earlier:
-        return Planned(label, earlier["status"], None, 0.0)
-    seconds = expected_seconds(trial, results_dir)
+        return Pending(Planned(label, earlier["status"], None, 0.0))
+    plan = Planned(label, None, None, expected_seconds(trial, results_dir))
     if trial.method != "measure":
-        return Planned(label, None, None, seconds)
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        forecast = forecast_trial(trial, Path(folder) / "log", 600.0)
-    return Planned(label, None, forecast, 0.0 if forecast.status == "skipped" else seconds)
+        return Pending(plan)
+    platform = _platform_here(trial)
+    if platform is None:  # only torch knows it
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            return Pending(_with(plan, forecast_trial(trial, Path(folder) / "log", 600.0)))
+    reason = skip_reason(trial, platform, max(trial.world_size, len(nvml.gpu_names())))
+    if reason:
+        return Pending(_with(plan, Forecast("skipped", reason, None, capacity_bytes(trial), 0.0)))
+    return Pending(plan, trial, simulator.begin(replace(trial, method="simulate"), platform))
+
+
+def _platform_here(trial: Trial) -> Platform | None:
+    """The platform that the trial would run on here, as far as it can be known without torch."""
+    kind = trial.device.partition(":")[0]
+    if kind == "cpu" or (kind == "auto" and not host.accelerator_in_sight()):
+        return CPU
+    return CUDA if kind in ("auto", "cuda") and nvml.gpu_names() else None
+
+
+def _with(plan: Planned, forecast: Forecast) -> Planned:
+    seconds = 0.0 if forecast.status == "skipped" else plan.seconds
+    return replace(plan, forecast=forecast, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a dry run will say of a trial, as soon as its simulation has ended."""
+
+    plan: Planned
+    trial: Trial | None = None
+    simulation: Future[Simulation] | None = None
+
+    def planned(self) -> Planned:
+        """Waits for the simulation, if there is one."""
+        if self.simulation is None or self.trial is None:
+            return self.plan
+        found = result_of(self.simulation)
+        capacity = capacity_bytes(self.trial)
+        if isinstance(found, NotSimulated):
+            return _with(self.plan, Forecast("error", found.reason, None, capacity, 0.0))
+        peak = _peak_bytes(self.trial, found.peak_bytes)
+        return _with(self.plan, Forecast("ok", None, peak, capacity, 0.0))

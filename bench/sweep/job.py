@@ -64,7 +64,9 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return None
     line = sweep.display.begin(number, job.sweep_size, words, job.replicate)
     if job.dry_run:
-        sweep.add_planned(line, forecast.plan_trial(trial, line.label, earlier, job.results_dir))
+        sweep.add_planned(
+            line, forecast.plan_trial(trial, line.label, earlier, job.results_dir, sweep.simulator)
+        )
         return None
     execution = _Execution(trial, job, sweep, logs / f"{name}.log", line)
     if sweep.nodes.index:  # the row is the first node's to write

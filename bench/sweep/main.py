@@ -171,8 +171,13 @@ def _show_results(command: Command, cut_short: int | None, sweep: SweepContext, 
     from bench.sweep import resume, summary
 
     if command.dry_run:
-        summary.show_plan(sweep.planned)
-        return cut_short or 0
+        if cut_short:
+            sweep.simulator.stop()
+            return cut_short
+        with sweep.simulator:
+            plans = [pending.planned() for pending in sweep.planned]
+        summary.show_plan(plans)
+        return 0
     logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
     reused = resume.reused_rows(logs, command.results_dir)
     rows = store.records(command.results_dir, command.sweep_id)
