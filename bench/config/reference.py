@@ -18,8 +18,8 @@ _WIDTH = 79
 _INDENT = 20  # where explanations begin
 _FILLED_IN = "# Filled in by"  # what follows it in config.yaml is not for people
 _HEADER = """\
-Measures what a memory-saving technique saves and costs. One command is one trial;
--m sweeps comma-separated values. Every trial leaves one parquet row.
+Measures what a memory-saving technique saves and costs. One command is one
+trial; -m sweeps comma-separated values. Every trial leaves one parquet row.
 
 Examples
   python bench/run.py precision=bf16 checkpointing=on
