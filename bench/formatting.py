@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MIB, _GIB = 2**20, 2**30
+_GAP = 2  # spaces between two columns of a table
 
 
 def byte_unit(largest: float | None) -> tuple[str, int]:
@@ -154,14 +155,13 @@ def print_rows(
     from rich.table import Table
 
     styles = list(styles) or [""] * len(rows)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in header:
-        table.add_column(
-            name, justify="right" if name in set(right) else "left", no_wrap=name not in set(wraps)
-        )
-    for row, style in zip(rows, styles, strict=True):
-        table.add_row(*map(escape, row), style=style)
-    if fits(screen, table):
+    widths = _widths(header, rows, set(wraps), screen.width - _GAP * (len(header) - 1))
+    if widths:
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        for name, width in zip(header, widths, strict=True):
+            table.add_column(name, justify="right" if name in set(right) else "left", width=width)
+        for row, style in zip(rows, styles, strict=True):
+            table.add_row(*map(escape, row), style=style)
         screen.print(table, highlight=False)
         return
     indent = max(map(len, header[1:])) + 4
@@ -174,3 +174,19 @@ def print_rows(
                 record.add_column(overflow="fold")
                 record.add_row(f"  {name}", escape(cell))
                 screen.print(record, style=style, highlight=False)
+
+
+def _widths(header: list[str], rows: list[list[str]], wraps: set[str], room: int) -> list[int] | None:
+    """The columns' widths, which break no word and add up to `room` at most; None if there are none."""
+    columns = list(zip(header, *rows, strict=True))
+    longest = [max(map(len, cells)) for cells in columns]
+    words = [max(len(word) for cell in cells for word in (cell.split() or [""])) for cells in columns]
+    widths = [
+        least if name in wraps else whole for name, whole, least in zip(header, longest, words, strict=True)
+    ]
+    if sum(widths) > room:
+        return None
+    for _ in range(room - sum(widths)):  # the column that lacks most gets each further character
+        lacking = max(range(len(widths)), key=lambda n: longest[n] - widths[n])
+        widths[lacking] += longest[lacking] > widths[lacking]
+    return widths
