@@ -7,8 +7,6 @@ by technique. The table is also written to DIR/report/grades.md, every trial to 
 line is wrong.
 """
 
-import csv
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ _PLAIN_WIDTH = 120  # columns, where the output is no terminal
 
 def main(arguments: list[str]) -> int:
     """Grades, prints and writes; returns the exit code."""
+    import statistics
+
     from bench import formatting
     from bench.analysis import accuracy, accuracy_grid
     from bench.config.key_values import KeyValueError, read_key_values
@@ -90,6 +90,8 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
 
 
 def _write(graded: list[Any], grades: Any, folder: Path) -> None:
+    import csv
+
     from bench.analysis import accuracy
 
     folder.mkdir(parents=True, exist_ok=True)
