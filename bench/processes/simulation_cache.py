@@ -2,8 +2,7 @@
 
 One small file for each trial and platform, in a folder named by the fingerprint of this machine, its
 libraries and this project's code (`machine/provenance.py`): whatever of these changes, nothing old is
-found. A checkpoint's configuration is part of the name too. What a hub serves may change, so it is not
-kept. Folders that nobody has opened for a month are deleted. The cache is a convenience: where it cannot be
+found. A model's configuration is part of its trial's id. Folders that nobody has opened for a month are deleted. The cache is a convenience: where it cannot be
 read or written, everything is simulated.
 """
 
@@ -83,12 +82,10 @@ def opened() -> SimulationCache:
 
 
 def _name(trial: Trial, platform: Platform) -> str | None:
-    """The file's name for this trial; None if what the trial is may change without notice."""
-    if trial.model.pretrained is None:
-        return f"{platform.device_type}-{trial.trial_id}.json"
-    path = Path(trial.model.pretrained).expanduser()
-    try:
-        config = (path if path.is_file() else path / "config.json").read_bytes()
-    except OSError:
+    """The file's name for this trial; None if what the trial is may change without notice.
+
+    A configuration that was read is part of the trial, and so of its id.
+    """
+    if trial.model.pretrained is not None and trial.model.config is None:
         return None
-    return f"{platform.device_type}-{trial.trial_id}-{hashlib.sha256(config).hexdigest()[:16]}.json"
+    return f"{platform.device_type}-{trial.trial_id}.json"

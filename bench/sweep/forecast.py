@@ -99,7 +99,7 @@ def may_fill_host(trial: Trial) -> bool:
     kind = trial.device.partition(":")[0]
     if kind not in ("auto", "cpu") or (kind == "auto" and host.accelerator_in_sight()):
         return False
-    if trial.model.pretrained:  # its numbers are in a file, which torch's libraries read
+    if trial.model.by_config:  # its numbers are in a file, which torch's libraries read
         return True
     estimated = closed_form(trial, CPU)["peak_allocated_bytes"] or 0
     return trial.processes * estimated > _DOUBTFUL_SHARE * host.usable_memory_bytes()

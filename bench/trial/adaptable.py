@@ -1,7 +1,7 @@
 """What LoRA's targets may be called: the matrices of each model family, by their modules' names.
 
 In: a trial. Out: names that are wrong. The names are those of transformers' classes; a test compares them.
-A checkpoint (`model.pretrained`) may have any names: only its own classes know. Must not import torch.
+A model by configuration may have any names: only its own classes know. Must not import torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MATRICES = {family: names.split() for family, names in _NAMES.items()}
 def foreign_targets(trial: Trial) -> list[str]:
     """The targets that are no matrix of this trial's model; empty where only its checkpoint knows."""
     names = MATRICES.get(trial.model.family)
-    if not trial.lora.enabled or trial.lora.targets == "all-linear" or trial.model.pretrained:
+    if not trial.lora.enabled or trial.lora.targets == "all-linear" or trial.model.by_config:
         return []
     return [] if names is None else [name for name in trial.lora.targets.split("+") if name not in names]
 
