@@ -32,9 +32,9 @@ from bench.config.compose import (
     level_of,
     nearest,
     parse,
-    quoted,
     register_resolvers,
 )
+from bench.config.key_values import quoted
 from bench.trial.spec import Trial
 
 _LAUNCHER = "hydra/launcher"

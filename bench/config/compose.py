@@ -129,11 +129,9 @@ def trial_of(config: DictConfig) -> Trial:
     except given_models.GivenModelError as error:
         raise CommandError(str(error)) from None
     for target in unknown_targets(trial):
-        modules = MATRICES[trial.model.family]
-        raise CommandError(
-            f"lora.targets={target}: no such module{nearest(target, modules)}; "
-            f"{trial.model.name} has {', '.join(modules)}"
-        )
+        known = MATRICES[trial.model.family]
+        has = f"{trial.model.name} has {', '.join(known)}"
+        raise CommandError(f"lora.targets={target}: no such module{nearest(target, known)}; {has}")
     return trial
 
 
@@ -215,11 +213,6 @@ def _type_message(error: OmegaConfBaseException) -> str:
     key = error.full_key or error.key
     text = str(error).splitlines()[0]
     return f"{key}: {text[:1].lower()}{text[1:]}"
-
-
-def quoted(value: str) -> str:
-    """`value` as a quoted string of Hydra's grammar: quotes, and backslashes before one, are escaped."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 def nearest(word: str, words: list[str]) -> str:

@@ -7,6 +7,7 @@ change.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,8 @@ def _bytes(key: str, value: str) -> int:
         return parse_bytes(value)
     except ValueError as error:
         raise KeyValueError(f"{key}={error}") from None
+
+
+def quoted(value: str) -> str:
+    """`value` as a quoted string of Hydra's grammar: quotes, and backslashes before one, are escaped."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"

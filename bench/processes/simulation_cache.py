@@ -2,8 +2,8 @@
 
 One small file for each trial and platform, in a folder named by the fingerprint of this machine, its
 libraries and this project's code (`machine/provenance.py`): whatever of these changes, nothing old is
-found. A model's configuration is part of its trial's id. Folders that nobody has opened for a month are deleted. The cache is a convenience: where it cannot be
-read or written, everything is simulated.
+found. A model's configuration is part of its trial's id. Folders that nobody has opened for a month are
+deleted. The cache is a convenience: where it cannot be read or written, everything is simulated.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 
 from bench import paths
 from bench.config.command_line import Command, reproducing_words
-from bench.config.compose import CommandError, quoted
+from bench.config.compose import CommandError
+from bench.config.key_values import quoted
 from bench.paths import ROOT
 from bench.sweep import context
 
