@@ -129,9 +129,9 @@ def trial_of(config: DictConfig) -> Trial:
     except given_models.GivenModelError as error:
         raise CommandError(str(error)) from None
     for target in unknown_targets(trial):
-        known = MATRICES[trial.model.family]
-        has = f"{trial.model.name} has {', '.join(known)}"
-        raise CommandError(f"lora.targets={target}: no such module{nearest(target, known)}; {has}")
+        modules = MATRICES[trial.model.family]
+        has = f"{trial.model.name} has {', '.join(modules)}"
+        raise CommandError(f"lora.targets={target}: no such module{nearest(target, modules)}; {has}")
     return trial
 
 
