@@ -12,6 +12,8 @@ from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
+_PLAIN_WIDTH = 160  # columns, where the output is no terminal
+
 
 def main(arguments: list[str]) -> int:
     """Tests every claim, prints and writes the table, and returns the exit code."""
@@ -28,28 +30,34 @@ def main(arguments: list[str]) -> int:
     except (KeyValueError, literature.LedgerError) as error:
         print(f"bench/claims.py: {error}", file=sys.stderr)
         return 2
-    from rich.console import Console
-    from rich.markdown import Markdown
-
+    from bench import formatting
     from bench.analysis import claims_table, studies
     from bench.processes.simulation_pool import Simulator
     from bench.results import store
+    from bench.trial.columns import Columns, NotSimulated
 
+    columns: dict[str, Columns] = {}
     with Simulator() as predict:
         simulations = predict(list(to_simulate.values()))
-    columns = {words: one.columns for words, one in zip(to_simulate, simulations, strict=True)}
+    for trial_words, one in zip(to_simulate, simulations, strict=True):
+        if isinstance(one, NotSimulated):
+            print(f"bench/claims.py: {trial_words}: {one.reason}", file=sys.stderr)
+        else:
+            columns[trial_words] = one.columns
     values = {claim.claim: literature.simulated(claim, columns) for claim in claims}
     literature.write_values(values, words["results_dir"] / "claims.json")
     trials = studies.trials(store.read(words["results_dir"], columns=studies.COLUMNS))
     findings = literature.judge_claims(claims, values, trials)
-    text = claims_table.markdown(findings)
     target = words["results_dir"] / "report" / "claims.md"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("# Claims\n\n" + text)
-    Console(width=160).print(Markdown(text))
+    target.write_text("# Claims\n\n" + claims_table.markdown(findings))
+    screen = formatting.console(_PLAIN_WIDTH)
+    formatting.print_rows(screen, *claims_table.lines(findings), wraps=["claim", "note", "source"])
     print(f"\n{claims_table.summary(findings)}\nAlso in {target}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from bench.config import door
+
+    sys.exit(door.enter(main, __doc__))

@@ -53,4 +53,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from bench.config import door
+
+    sys.exit(door.enter(main, __doc__))

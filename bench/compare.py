@@ -131,7 +131,6 @@ def _rows(place: str) -> list[dict[str, Any]]:
 
 def _show(subject: str, compared: list[Any], verdict: list[str]) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from bench import formatting
     from bench.analysis import comparison_table
@@ -140,15 +139,13 @@ def _show(subject: str, compared: list[Any], verdict: list[str]) -> None:
     if compared:
         console.print(f"{escape(subject)}\n", highlight=False)
         header, rows = comparison_table.comparison_lines(compared)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in header:
-            table.add_column(name, overflow="fold")
-        for trial, row in zip(compared, rows, strict=True):
-            table.add_row(*map(escape, row), style="red" if trial.regressions else "")
-        console.print(table, highlight=False)
+        styles = ["red" if trial.regressions else "" for trial in compared]
+        formatting.print_rows(console, header, rows, wraps=["trial", "verdict"], styles=styles)
     for sentence in verdict:
         console.print(f"\n{escape(sentence)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from bench.config import door
+
+    sys.exit(door.enter(main, __doc__))

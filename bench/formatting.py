@@ -7,13 +7,17 @@ every room may use it, and the commands start fast.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _MIB, _GIB = 2**20, 2**30
+_GAP = 2  # spaces between two columns of a table
 
 
 def byte_unit(largest: float | None) -> tuple[str, int]:
@@ -33,6 +37,24 @@ def format_bytes(size: float) -> str:
 def format_peak(size: float, status: str) -> str:
     """A trial's peak with its unit; one that ran out of memory needs more than it reached."""
     return f"more than {format_bytes(size)}" if status == "oom" else format_bytes(size)
+
+
+_UNITS: dict[str, int] = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    f"{prefix}i": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
+}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from a number with a unit or without: `24GB`, `24 GiB`, `1.5e9`, `512`.
+
+    Raises:
+        ValueError: it is no number of bytes; the message says what was expected.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d{1,2})?) ?([kKMGT]?i?)B?", text.strip())
+    prefix = "k" if match and match[2] == "K" else match and match[2]
+    if match is None or prefix not in _UNITS:
+        raise ValueError(f"{text}: must be bytes, as 24GB, 24GiB or 24000000000")
+    return round(float(match[1]) * int(_UNITS[prefix]))
 
 
 def format_gib(size: float) -> str:
@@ -87,8 +109,89 @@ def markdown_table(header: list[str], rows: Iterable[Iterable[str]], numbers: It
 
 
 def console(width: int) -> Console:
-    """A console on stdout: as wide as the terminal, or `width` columns where stdout is no terminal."""
+    """A console on stdout: as wide as the terminal or as $COLUMNS says, else `width` columns.
+
+    Printing to a pipe that nobody reads any more is a BrokenPipeError.
+    """
     from rich.console import Console  # not at the top: the commands must start fast
 
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=width)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    terminal = Screen()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Screen(width=width)
+
+
+def fits(screen: Console, table: Table) -> bool:
+    """Whether the screen is wide enough for the table without breaking a word."""
+    from rich.measure import Measurement
+
+    unlimited = screen.options.update(width=10_000)
+    return Measurement.get(screen, unlimited, table).minimum <= screen.width
+
+
+def print_fitting(screen: Console, *tables: Table) -> None:
+    """Prints the first of these tables that fits the screen, else the last."""
+    chosen = next((table for table in tables if fits(screen, table)), tables[-1])
+    screen.print(chosen, highlight=False)
+
+
+def print_rows(
+    screen: Console,
+    header: list[str],
+    rows: list[list[str]],
+    *,
+    wraps: Iterable[str] = (),
+    right: Iterable[str] = (),
+    styles: Iterable[str] = (),
+) -> None:
+    """Prints a table; where the screen is too narrow for it, each row as a list of what its cells are.
+
+    Args:
+        screen: where to print.
+        header: the columns' names.
+        rows: lists of cells, as many as there are names.
+        wraps: the names of columns whose cells may have several lines.
+        right: the names of columns that are aligned to the right.
+        styles: a style for each row; default: none.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    styles = list(styles) or [""] * len(rows)
+    widths = _widths(header, rows, set(wraps), screen.width - _GAP * (len(header) - 1))
+    if widths:
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        for name, width in zip(header, widths, strict=True):
+            table.add_column(name, justify="right" if name in set(right) else "left", width=width)
+        for row, style in zip(rows, styles, strict=True):
+            table.add_row(*map(escape, row), style=style)
+        screen.print(table, highlight=False)
+        return
+    indent = max(map(len, header[1:])) + 4
+    for row, style in zip(rows, styles, strict=True):
+        screen.print(row[0], style=style or "bold", highlight=False, markup=False)
+        for name, cell in zip(header[1:], row[1:], strict=True):
+            if cell:
+                record = Table.grid(padding=0)
+                record.add_column(width=indent, no_wrap=True)
+                record.add_column(overflow="fold")
+                record.add_row(f"  {name}", escape(cell))
+                screen.print(record, style=style, highlight=False)
+
+
+def _widths(header: list[str], rows: list[list[str]], wraps: set[str], room: int) -> list[int] | None:
+    """The columns' widths, which break no word and add up to `room` at most; None if there are none."""
+    columns = list(zip(header, *rows, strict=True))
+    longest = [max(map(len, cells)) for cells in columns]
+    words = [max(len(word) for cell in cells for word in (cell.split() or [""])) for cells in columns]
+    widths = [
+        least if name in wraps else whole for name, whole, least in zip(header, longest, words, strict=True)
+    ]
+    if sum(widths) > room:
+        return None
+    for _ in range(room - sum(widths)):  # the column that lacks most gets each further character
+        lacking = max(range(len(widths)), key=lambda n: longest[n] - widths[n])
+        widths[lacking] += longest[lacking] > widths[lacking]
+    return widths

@@ -9,8 +9,6 @@ DIR/report/. Interrupted, the same command goes on. Exit codes: 0; 1 if there is
 trial could not be graded; 2 if the command line is wrong.
 """
 
-import csv
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,8 @@ _PLAIN_WIDTH = 120  # columns, where the output is no terminal
 
 def main(arguments: list[str]) -> int:
     """Grades, prints and writes; returns the exit code."""
+    import statistics
+
     from bench import formatting
     from bench.analysis import accuracy, accuracy_grid
     from bench.config.key_values import KeyValueError, read_key_values
@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> int:
     grades = accuracy.grades_by_technique(graded)
     _write(graded, grades, folder / "report")
     console = formatting.console(_PLAIN_WIDTH)
-    console.print(accuracy.grades_table(grades))
+    header, lines = accuracy.grades_lines(grades)
+    formatting.print_rows(console, header, lines, right=header[1:])
     shares = [trial.bound_share for trial in graded if trial.bound_share]
     if shares:
         above = sum(share > 1 for share in shares)
@@ -122,6 +123,8 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
 
 
 def _write(graded: list[Any], grades: Any, folder: Path) -> None:
+    import csv
+
     from bench.analysis import accuracy
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,4 +144,6 @@ def _write(graded: list[Any], grades: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from bench.config import door
+
+    sys.exit(door.enter(main, __doc__))

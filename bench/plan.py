@@ -5,9 +5,10 @@ It takes the key=value arguments of bench/run.py, lists included (model=llama-7b
   gpus=8         the number of cards that train together
   margin=0.05    the share of the card's memory to leave free
   results_dir=DIR  combinations measured on that card rank by their measured speed
-workload=decode and workload=prefill plan inference: how many sequences fit at once, by precision and cache.
-model= also takes a path to a config.json, or a hub id. Nothing is run on a GPU: peaks are simulated. Exit
-codes: 0 if something fits, 1 if nothing does, 2 if the command line is wrong.
+workload=decode and workload=prefill plan inference: how many sequences fit at once, by precision and
+cache. model= also takes a path to a config.json, or a hub id. Nothing is run on a GPU: peaks are simulated.
+What was simulated before is kept in a cache ($BENCH_CACHE) and not simulated again. Exit codes: 0 if
+something fits, 1 if nothing does, 2 if the command line is wrong or a model cannot be simulated.
 """
 
 import itertools
@@ -49,24 +50,27 @@ def main(arguments: list[str]) -> int:
         print(f"bench/plan.py: {error}", file=sys.stderr)
         return 2
     from bench.analysis import plan_table
+    from bench.methods.least_time import step_seconds
     from bench.processes.simulation_pool import Simulator
 
-    any_fits = False
+    any_fits, all_simulated = False, True
     with Simulator() as predict:
         for card, fixed, trials in plans:
-            try:
-                answers = planning.answers(trials, card, words["margin"], predict, _bound)
-                advice = None
-                if answers and not any(answer.fits for answer in answers):
-                    advice = planning.advice(answers, card, words["margin"], predict)
-            except (OSError, ValueError) as error:  # the model cannot be read, or lacks what a trial needs
-                reason = str(error).strip().splitlines()[0]
-                print(f"bench/plan.py: {' '.join(fixed)}: {reason}", file=sys.stderr)
-                return 2
+            answers, failures = planning.answers(trials, card, words["margin"], predict, step_seconds)
+            if failures and not answers:
+                all_simulated = False
+                for reason in dict.fromkeys(failure.reason for failure in failures):
+                    print(f"bench/plan.py: {' '.join(fixed)}: {reason}", file=sys.stderr)
+                continue
+            advice = None
+            if answers and not any(answer.fits for answer in answers):
+                advice = planning.advice(answers, card, words["margin"], predict)
             answers = plan_table.with_measured(answers, card, words["results_dir"])
             any_fits |= any(answer.fits for answer in answers)
-            plan_table.show_plan(answers, card, fixed, words["margin"], advice, planning.reasons(trials))
-    return 0 if any_fits else 1
+            predict.pause()
+            reasons = planning.reasons(trials)
+            plan_table.show_plan(answers, failures, card, fixed, words["margin"], advice, reasons)
+    return 0 if any_fits else 1 if all_simulated else 2
 
 
 def _default_shape(given: list[str]) -> list[str]:
@@ -138,11 +142,7 @@ def _trials(
     return trials
 
 
-def _bound(work: Any, card: Any) -> float:
-    from bench.methods.roofline import step_seconds
-
-    return step_seconds(work, card)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from bench.config import door
+
+    sys.exit(door.enter(main, __doc__))

@@ -73,4 +73,6 @@ def _write(rows, results_dir: Path, target: Path, pages: list[Path]) -> list[str
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from bench.config import door
+
+    sys.exit(door.enter(main, __doc__))

@@ -12,16 +12,8 @@ from typing import Any
 # Running a script puts its own folder first on sys.path, where our modules would shadow others'.
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
-import hydra  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
 
-from bench.config.compose import CONF, register_resolvers  # noqa: E402
-
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def job(config: DictConfig) -> dict[str, Any] | None:
+def job(config: Any) -> dict[str, Any] | None:
     """One Hydra job, under whatever launcher: one trial in fresh processes, one row."""
     from bench.sweep import context
     from bench.sweep.job import run
@@ -30,7 +22,20 @@ def job(config: DictConfig) -> dict[str, Any] | None:
     return run(config)
 
 
-if __name__ == "__main__":
-    from bench.sweep.main import main
+def main(arguments: list[str]) -> int:
+    """Runs the trial or the sweep, and returns the exit code."""
+    from bench.sweep.main import main as run_sweep
 
-    sys.exit(main(job, sys.argv))
+    return run_sweep(job, [sys.argv[0], *arguments])
+
+
+def _help() -> str:
+    from bench.config.reference import text
+
+    return text()
+
+
+if __name__ == "__main__":
+    from bench.config import door
+
+    sys.exit(door.enter(main, _help))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
 import io
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
@@ -18,6 +21,11 @@ from typing import Any
 # Where the processor has them, oneDNN's kernels for AMX and AVX512-FP16 take up to half a MiB of scratch
 # memory an operation, a per cent or two of a tiny model's peak. What is graded is the same everywhere.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
+# Simulations are kept for the length of a test run, by all its processes, and never beyond.
+if "BENCH_CACHE" not in os.environ:
+    os.environ["BENCH_CACHE"] = tempfile.mkdtemp(prefix="bench-cache-")
+    atexit.register(shutil.rmtree, os.environ["BENCH_CACHE"], ignore_errors=True)
 
 import pandas as pd
 import pytest

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from bench.formatting import markdown_table as markdown_table
 from bench.machine.gpu_catalogue import workspaces_bytes
 from bench.trial.spec import Trial
@@ -146,17 +144,6 @@ def grades_markdown(table: Grades) -> str:
     header, rows = grades_lines(table)
     legend = "Per predictor: median error, worst error, and how many under-estimates are beyond 1 %.\n\n"
     return legend + markdown_table(header, rows, header[1:])
-
-
-def grades_table(grades_by_level: Grades) -> Table:
-    """The grades as a table for a terminal."""
-    header, rows = grades_lines(grades_by_level)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in header:
-        table.add_column(name, justify="left" if name == header[0] else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def grades_lines(table: Grades) -> tuple[list[str], list[list[str]]]:

@@ -8,17 +8,17 @@ lines through simulated sizes only tell which size to simulate next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.methods.estimate.closed_form import closed_form
-from bench.trial.columns import Simulation
+from bench.trial.columns import NotSimulated, Simulation
 from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import PHASES
 
-Predict = Callable[[list[Trial]], list[Simulation]]
+Predict = Callable[[list[Trial]], Sequence[Simulation | NotSimulated]]
 
 MOST_SEQUENCES = 4096
 _GUESSES = 8  # sizes simulated by lines; then the bracket is halved
@@ -34,6 +34,7 @@ class Search:
         simulated: the simulations by micro-batch; at the start that of the trial's own size.
         closed_form_guess: the answer by the closed form (`initial_guess`); 0 if there is none.
         stride: how far beyond the lines' answer to look next; doubled each time.
+        ended: whether a size could not be simulated; what is known then is the answer.
     """
 
     trial: Trial
@@ -41,6 +42,7 @@ class Search:
     simulated: dict[int, Simulation] = field(default_factory=dict)
     closed_form_guess: int = 0
     stride: int = 1
+    ended: bool = False
 
     @property
     def largest(self) -> int:
@@ -57,7 +59,7 @@ class Search:
         low = self.largest
         too_large = [size for size in self.simulated if size > low]
         high = min(too_large, default=MOST_SEQUENCES + 1)
-        if not low or high - low <= 1:
+        if self.ended or not low or high - low <= 1:
             return []
         if len(self.simulated) > 1:
             return [self._next_size(low, high)]
@@ -101,7 +103,10 @@ def search_largest(searches: list[Search], predict: Predict) -> None:
             return
         predicted = predict([search.sized(size) for search, size in wanted])
         for (search, size), simulation in zip(wanted, predicted, strict=True):
-            search.simulated[size] = simulation
+            if isinstance(simulation, NotSimulated):
+                search.ended = True
+            else:
+                search.simulated[size] = simulation
 
 
 def initial_guess(trial: Trial, free_bytes: int) -> int:

@@ -209,13 +209,14 @@ def _level(value: Any) -> str:
 
 
 def simulated(claim: Claim, columns: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The claim's simulated value: a ratio, or bytes if it has no `before`; None if it names no trial.
+    """The claim's simulated value: a ratio, or bytes if it has no `before`; None if it names no trial, or
+    one that could not be simulated.
 
     Args:
         claim: one claim.
         columns: the simulated columns, by the trials' key=value arguments.
     """
-    if claim.after is None:
+    if claim.after is None or not {claim.after, claim.before or claim.after} <= columns.keys():
         return None
 
     def total(arguments: str) -> float:

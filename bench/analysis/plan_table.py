@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import formatting
-from bench.analysis.planning import Advice, Answer
+from bench.analysis.planning import Advice, Answer, Failure
 from bench.formatting import format_bytes, format_gib_fixed
 from bench.machine.gpu_catalogue import Gpu
 from bench.methods.estimate.inference import cache_bytes
@@ -62,6 +62,7 @@ def with_measured(answers: list[Answer], card: Gpu, results_dir: Path) -> list[A
 
 def show_plan(
     answers: list[Answer],
+    failures: list[Failure],
     card: Gpu,
     fixed: tuple[str, ...],
     margin: float,
@@ -72,6 +73,7 @@ def show_plan(
 
     Args:
         answers: the combinations, the best first.
+        failures: the combinations that could not be simulated.
         card: the card.
         fixed: the key=value arguments that all combinations share.
         margin: the share of the card's memory to leave free.
@@ -94,39 +96,44 @@ def show_plan(
         f"GiB; room for tensors {format_gib_fixed(best.room)}: margin {margin:.0%}, then {hardware}\n",
         highlight=False,
     )
-    console.print(_table(answers), highlight=False)
+    narrow = _table(answers, sizes=False)
+    formatting.print_fitting(console, _table(answers, sizes=True), narrow)
+    for failure in failures:
+        console.print(f"{' '.join(failure.words)}: {failure.reason}", highlight=False, markup=False)
     console.print(f"\n{_pick(best) if advice is None else _advice_text(advice)}", highlight=False)
     for line in _precision_lines(answers):
         console.print(line, highlight=False, markup=False)
     if best.trial.workload.inference:
         console.print(_inference_note(best.trial), highlight=False)
     console.print(
-        "Peaks are simulated (README.md: how well, on an H100). tokens/s are the most that\n"
-        "the roofline allows at the largest micro-batch, for ranking only: it counts no launches and no\n"
+        "Peaks are simulated (README.md: how well, on an H100). tokens/s are the most that "
+        "the roofline allows at the largest micro-batch, for ranking only: it counts no launches and no "
         "traffic, neither between ranks nor with the host (so offload ranks last).",
         highlight=False,
     )
 
 
-def _table(answers: list[Answer]) -> Table:
+def _table(answers: list[Answer], *, sizes: bool) -> Table:
+    """A line for each answer; with the sizes by category where the screen is wide enough for them."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("combination", overflow="fold")
+    table.add_column("combination", min_width=_longest_word(answers))
     inference = answers[0].trial.workload.inference
     categories = _INFERENCE_CATEGORIES if inference else _TRAINING_CATEGORIES
-    for name in (*categories, "peak", "fits", "largest micro-batch", "tokens/s at most"):
-        table.add_column(name, justify="right")
+    shown = categories if sizes else ()
+    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s at most"):
+        table.add_column(name, justify="right", no_wrap=name in (*shown, "peak", "fits"))
     measured = any(answer.measured for answer in answers)
     if measured:
-        table.add_column("measured", justify="right")
+        table.add_column("measured", justify="right", no_wrap=True)
     for answer in answers:
-        sizes = [format_gib_fixed(answer.columns[f"{name}_bytes"]) for name in categories]
+        held = [format_gib_fixed(answer.columns[f"{name}_bytes"]) for name in shown]
         fits = "yes" if answer.fits else f"{format_gib_fixed(answer.peak - answer.room)} over"
         rate = f"{answer.bound:,.0f}" if answer.bound and answer.largest else ""
         peak, largest = format_gib_fixed(answer.peak), str(answer.largest or "")
-        row = [" ".join(answer.words), *sizes, peak, fits, largest, rate]
+        row = [" ".join(answer.words), *held, peak, fits, largest, rate]
         if measured:
             row.append(f"{answer.measured:,.0f}" if answer.measured else "")
-        table.add_row(*row, style="green" if answer.fits else "dim")
+        table.add_row(*map(escape, row), style="green" if answer.fits else "dim")
     return table
 
 
@@ -139,13 +146,17 @@ def _precision_lines(answers: list[Answer]) -> list[str]:
     ]
 
 
+def _longest_word(answers: list[Answer]) -> int:
+    return max(len(word) for answer in answers for word in answer.words)
+
+
 def _inference_note(trial: Trial) -> str:
     """What a sequence's cache costs, and what the plan leaves out."""
     sequence = format_bytes(cache_bytes(replace(trial, micro_batch_size=1), trial.cached_tokens))
     tokens, dtype = trial.cached_tokens, trial.precision.compute_dtype
     return (
-        f"A sequence keeps {sequence} of keys and values ({dtype}) at {tokens:,} tokens.\n"
-        "A micro-batch is the sequences at once. offload=params and disk are left out: simulation does\n"
+        f"A sequence keeps {sequence} of keys and values ({dtype}) at {tokens:,} tokens. "
+        "A micro-batch is the sequences at once. offload=params and disk are left out: simulation does "
         "not know what accelerate's hooks move and when; bench/run.py measures them."
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.analysis.largest_micro_batch import Predict, Search, initial_guess, search_largest
 from bench.machine.gpu_catalogue import Gpu, catalogue
+from bench.trial.columns import NotSimulated
 from bench.trial.platform import CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
@@ -138,6 +139,14 @@ class Answer:
         return (not self.fits, offloads, -rate if self.fits else 0.0, self.peak)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A combination that could not be simulated, and why."""
+
+    words: Words
+    reason: str
+
+
 def room(gpu: Gpu, trial: Trial, margin: float) -> int:
     """Bytes that the trial's tensors may take on the card."""
     return int(gpu.memory_bytes * (1 - margin)) - sum(gpu.hardware_bytes(trial).values())
@@ -145,8 +154,11 @@ def room(gpu: Gpu, trial: Trial, margin: float) -> int:
 
 def answers(
     trials: dict[Words, Trial], gpu: Gpu, margin: float, predict: Predict, bound: Callable[..., float]
-) -> list[Answer]:
-    """Simulates every trial and finds its largest micro-batch. Returns the answers, the best first.
+) -> tuple[list[Answer], list[Failure]]:
+    """Simulates every trial and finds its largest micro-batch.
+
+    Returns:
+        The answers, the best first, and the combinations that could not be simulated.
 
     Args:
         trials: by the key=value arguments that chose them; those that cannot exist on CUDA are left out.
@@ -156,22 +168,29 @@ def answers(
         bound: returns the least seconds of a step from its work and the card.
     """
     possible = {words: trial for words, trial in trials.items() if skip_reason(trial, CUDA, 0) is None}
-    predicted = predict(list(possible.values()))
-    searches = []
-    for trial, simulation in zip(possible.values(), predicted, strict=True):
+    searches: dict[Words, Search] = {}
+    failures = []
+    for words, simulation in zip(possible, predict(list(possible.values())), strict=True):
+        if isinstance(simulation, NotSimulated):
+            failures.append(Failure(words, simulation.reason))
+            continue
+        trial = possible[words]
         free_bytes = room(gpu, trial, margin)
         simulated = {trial.micro_batch_size: simulation}
-        searches.append(Search(trial, free_bytes, simulated, initial_guess(trial, free_bytes)))
-    search_largest(searches, predict)
-    ranked = []
-    for (words, trial), simulation, search in zip(possible.items(), predicted, searches, strict=True):
-        largest, rate = search.largest, None
-        if largest:
-            seconds = bound(search.simulated[largest].work, gpu)
-            rate = search.sized(largest).tokens_per_step / seconds
-        hardware = gpu.hardware_bytes(trial)
-        ranked.append(Answer(words, trial, simulation.columns, hardware, search.free_bytes, largest, rate))
-    return sorted(ranked, key=lambda answer: answer.rank)
+        searches[words] = Search(trial, free_bytes, simulated, initial_guess(trial, free_bytes))
+    search_largest(list(searches.values()), predict)
+    ranked = [_answer(words, search, gpu, bound) for words, search in searches.items()]
+    return sorted(ranked, key=lambda answer: answer.rank), failures
+
+
+def _answer(words: Words, search: Search, gpu: Gpu, bound: Callable[..., float]) -> Answer:
+    """The answer of an ended search."""
+    trial, largest, rate = search.trial, search.largest, None
+    if largest:
+        seconds = bound(search.simulated[largest].work, gpu)
+        rate = search.sized(largest).tokens_per_step / seconds
+    columns = search.simulated[trial.micro_batch_size].columns
+    return Answer(words, trial, columns, gpu.hardware_bytes(trial), search.free_bytes, largest, rate)
 
 
 def _with_batch(trial: Trial, micro_batch_size: int) -> Trial:
@@ -231,12 +250,20 @@ def _smallest_card(closest: Answer, margin: float) -> str | None:
 def _first_that_fits(
     options: list[tuple[int, Trial]], gpu: Gpu, margin: float, predict: Predict
 ) -> int | None:
-    """The first option whose trial fits, tried one after the other."""
-    for value, trial in options:
+    """The first option whose trial fits; each needs less memory than the one before it.
+
+    The last is tried first: where it does not fit, none does.
+    """
+
+    def fits(trial: Trial) -> bool:
         (simulation,) = predict([trial])
-        if simulation.peak_bytes <= room(gpu, trial, margin):
-            return value
-    return None
+        return not isinstance(simulation, NotSimulated) and simulation.peak_bytes <= room(
+            gpu, trial, margin
+        )
+
+    if not options or not fits(options[-1][1]):
+        return None
+    return next(value for value, trial in options if fits(trial))
 
 
 def _sharded(trial: Trial, ranks: int) -> Trial:

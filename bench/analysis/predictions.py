@@ -19,6 +19,7 @@ from bench.config.compose import trial_from
 from bench.machine import gpu_catalogue
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
+from bench.methods.least_time import step_seconds
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator
 from bench.results import store
@@ -62,8 +63,6 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
     card = gpu_catalogue.by_device_name(device_name)
     if card is None or not row["step_seconds_median"]:
         return graded
-    from bench.methods.roofline import step_seconds  # not at the top: it imports torch
-
     bound = step_seconds(simulation.result().work, card)
     return replace(graded, bound_share=bound / row["step_seconds_median"])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from bench.config.compose import (
     parse,
     register_resolvers,
 )
+from bench.config.key_values import quoted
 from bench.trial.spec import Trial
 
 _LAUNCHER = "hydra/launcher"
@@ -43,7 +44,10 @@ _HYDRAS_OWN = (_LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "h
 
 @dataclass(frozen=True)
 class Command:
-    """A checked command line: Hydra's arguments, how many trials they make, where rows will go."""
+    """A checked command line: Hydra's arguments, how many trials they make, where rows will go.
+
+    `trials` holds a trial for each value of each axis, beside the first values of the other axes.
+    """
 
     arguments: list[str]
     sweep_id: str
@@ -51,6 +55,7 @@ class Command:
     results_dir: Path
     dry_run: bool
     launcher: str
+    trials: tuple[Trial, ...] = ()
 
 
 def choices(arguments: list[str]) -> list[list[str]]:
@@ -60,7 +65,7 @@ def choices(arguments: list[str]) -> list[list[str]]:
         CommandError: the line cannot be read, or a name in it is unknown.
     """
     register_resolvers()
-    overrides = _parse(arguments)
+    overrides = _parse(with_quoted_paths(arguments))
     values = [_values(override) for override in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         _check_names(overrides, values)
@@ -79,12 +84,28 @@ def check(arguments: list[str], *, multirun: bool, sweep_id: str) -> Command:
         CommandError: with one message for the first mistake found.
     """
     try:
-        return _checked(arguments, multirun, sweep_id)
+        return _checked(with_quoted_paths(arguments), multirun, sweep_id)
     except CommandError:
         raise
     except Exception as error:  # for some words Hydra and OmegaConf raise whatever failed inside them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CommandError(f"cannot read the command line: {reason}") from None
+
+
+def with_quoted_paths(arguments: list[str]) -> list[str]:
+    """The arguments, with paths quoted: Hydra's grammar knows few of the characters that paths may have."""
+    return [_with_quoted_path(word) for word in arguments]
+
+
+def _with_quoted_path(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or not value or value[0] in "'\"" or value == "null":
+        return word
+    if key == "results_dir":  # it cannot be swept, so a comma is a character like any other
+        return f"{key}={quoted(value)}"
+    if key == "model.pretrained" and not re.match(r"\w+\(", value):
+        return f"{key}={','.join(map(quoted, value.split(',')))}"
+    return word
 
 
 def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
@@ -101,11 +122,13 @@ def _checked(arguments: list[str], multirun: bool, sweep_id: str) -> Command:
         _check_names(overrides, choices)
         first = [values[0] for values in choices]
         config = composed(first)
-        _, job = parse(config)
+        trial, job = parse(config)
+        trials = [trial]
         for index, values in enumerate(choices):
             for value in values[1:]:
-                parse(composed([*first[:index], value, *first[index + 1 :]]))
-    return _command(arguments, overrides, choices, job, sweep_id, other_sweeper)
+                trials.append(parse(composed([*first[:index], value, *first[index + 1 :]]))[0])
+    command = _command(arguments, overrides, choices, job, sweep_id, other_sweeper)
+    return replace(command, trials=tuple(trials))
 
 
 def _command(

@@ -24,7 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench import paths
 from bench.config import given_models
+from bench.formatting import parse_bytes
 from bench.paths import ROOT
+from bench.trial.adaptable import MATRICES, unknown_targets
 from bench.trial.spec import Trial
 
 T = TypeVar("T")
@@ -115,11 +117,22 @@ def trial_of(config: DictConfig) -> Trial:
             f"see --help for all of them"
         )
     chosen: dict[str, Any] = {str(name): config[name] for name in config if name in names}
+    limit = chosen.get("memory_limit_bytes")
+    if isinstance(limit, str):
+        try:
+            chosen["memory_limit_bytes"] = parse_bytes(limit)
+        except ValueError as error:
+            raise CommandError(f"memory_limit_bytes={error}") from None
     try:
         model: Any = OmegaConf.to_container(chosen["model"], resolve=True)
-        return _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
+        trial = _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
     except given_models.GivenModelError as error:
         raise CommandError(str(error)) from None
+    for target in unknown_targets(trial):
+        modules = MATRICES[trial.model.family]
+        has = f"{trial.model.name} has {', '.join(modules)}"
+        raise CommandError(f"lora.targets={target}: no such module{nearest(target, modules)}; {has}")
+    return trial
 
 
 def trial_from(overrides: list[str]) -> Trial:

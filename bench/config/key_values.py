@@ -7,8 +7,11 @@ change.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
+
+from bench.formatting import parse_bytes
 
 
 class KeyValueError(ValueError):
@@ -55,6 +58,8 @@ def _typed(key: str, value: str, default: Any) -> Any:
             raise KeyValueError(f"{key}={value}: must be true or false")
         return value.lower() == "true"
     if isinstance(default, int | float):
+        if key.endswith("_bytes"):
+            return _bytes(key, value)
         try:
             number = type(default)(value)
         except ValueError:
@@ -70,3 +75,15 @@ def _typed(key: str, value: str, default: Any) -> Any:
             raise KeyValueError(f"{key}={value}: must be a folder of a disk, not a URL")
         return Path(value).expanduser().absolute()
     return value
+
+
+def _bytes(key: str, value: str) -> int:
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise KeyValueError(f"{key}={error}") from None
+
+
+def quoted(value: str) -> str:
+    """`value` as a quoted string of Hydra's grammar: quotes, and backslashes before one, are escaped."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"

@@ -5,6 +5,7 @@ Out: plain numbers and names. Must not import torch: doors import this, and star
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -40,6 +41,15 @@ def process_bytes(field: str) -> int | None:
 def host_memory_bytes() -> int:
     """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory_bytes() -> int:
+    """Memory that processes here may fill: physical memory, or less where a control group has a limit."""
+    limits = [host_memory_bytes()]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
 
 
 def accelerator_in_sight() -> bool:

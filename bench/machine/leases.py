@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import tempfile
 import time
@@ -26,7 +27,7 @@ from bench.machine import host, nvml
 from bench.trial.spec import Trial
 
 _RETRY_SECONDS = 0.2  # between two attempts to lock devices that others hold
-_QUEUE = "queue"
+_QUEUE, _TRIALS = "queue", "trials"  # files that are no device's
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,37 @@ def hold_devices(
         if busy == "wait":
             _until_alone(uuids, on_wait)
         yield Lease(tuple(cores), None if numbered else uuids, shared)
+
+
+@contextmanager
+def hold_trial(identity: str, on_wait: Callable[[str], None] = lambda _who: None) -> Iterator[bool]:
+    """While entered, no other process of this machine holds the trial that `identity` names.
+
+    It is a lock of one byte of one file, far beyond its end, by a hash: the kernel releases it when this
+    process ends, and there is nothing to clean up.
+
+    Args:
+        identity: tells the trial, its replicate and its folder of results from all others.
+        on_wait: called with who holds it, before each new attempt; may raise to end the wait.
+
+    Yields:
+        Whether another process held it before.
+
+    Raises:
+        OSError: the lock file cannot be made.
+    """
+    place = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:6], "big")
+    waited = False
+    with _open(_TRIALS) as file:
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                break
+            except (BlockingIOError, PermissionError):
+                waited = True
+            on_wait("another sweep, which runs this trial")
+            time.sleep(_RETRY_SECONDS)
+        yield waited
 
 
 def _gpus_for(trial: Trial) -> list[str]:
@@ -187,7 +219,7 @@ def holder(name: str) -> str | None:
 
 def leased() -> dict[str, str]:
     """The devices of this machine that are held now, and by which process."""
-    names = sorted(path.name for path in folder().glob("*") if path.name != _QUEUE)
+    names = sorted(path.name for path in folder().glob("*") if path.name not in (_QUEUE, _TRIALS))
     return {name: pid for name in names if (pid := holder(name)) is not None}
 
 

@@ -1,7 +1,7 @@
 """The roofline: a lower bound on a step's time.
 
-In: the operations of a simulated step, one by one. Out: their work (what they compute and move), and the
-least seconds that this work takes on a card.
+In: the operations of a simulated step, one by one. Out: their work (what they compute and move).
+`least_time.py` says how long a card takes for it at least.
 
 An operation takes at least its FLOPs over the device's dense peak, and at least its bytes over the
 memory's bandwidth: inputs read and outputs written once (Williams 2009). Launches, imperfect kernels,
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench.machine.gpu_catalogue import Gpu
 from bench.trial.columns import Work
 from bench.workload.tensors import tensors_in
 
@@ -124,17 +123,3 @@ def work_at_depth(low: Work, high: Work, steps: int) -> Work:
     """The work of a model with `steps` more blocks than `low`, of which `high` has one more."""
     block = Counter({entry: high[entry] - low[entry] for entry in {*low, *high}})
     return Counter({entry: low[entry] + steps * block[entry] for entry in block})
-
-
-def step_seconds(work: Work, gpu: Gpu) -> float:
-    """The least seconds that the work takes on the card; a dtype without a peak there counts as float32.
-
-    For workload=decode, where a step is one new token of each sequence, the work is that of the first
-    token after the prompt's, when the cache is shortest: a bound for each step.
-    """
-    seconds = 0.0
-    for (dtype, flops, moved), times in work.items():
-        peak = gpu.peak_flops_per_sec.get(dtype) or gpu.peak_flops_per_sec["float32"]
-        assert peak is not None
-        seconds += times * max(flops / peak, moved / gpu.bandwidth_bytes_per_sec)
-    return seconds

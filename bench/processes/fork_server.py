@@ -6,8 +6,11 @@ its children inherit. Nothing here may import torch: only the server does.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +44,17 @@ def fork_server_pid() -> int | None:
     """The process number of the fork server; None if there is none yet."""
     number: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return number
+
+
+def end_with_parent() -> None:
+    """In a forked process: Ctrl-C is its parent's to understand, and it ends when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # The fork server lives as long as any process holds this open; a forked one must not keep it alive.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
 
 
 @contextmanager

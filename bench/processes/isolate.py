@@ -10,7 +10,6 @@ system call while a trial runs: it must not take time from what is being timed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,7 +19,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -127,13 +125,7 @@ def _start(workers: list[Worker], launch: _Launch, seats: list[Seat]) -> None:
 def _enter(connection: Connection, trial: Trial, seat: Seat, log: str, lease: Lease | None = None) -> None:
     """A worker's main function: own group, an end tied to its parent's, output to the log."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    # The fork server lives as long as any process holds this open; a worker must not keep it alive.
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    fork_server.end_with_parent()
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)

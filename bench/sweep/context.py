@@ -3,7 +3,7 @@
 The door enters a `SweepContext` and Hydra calls the job, which gets nothing but a config: `current` is how
 the job finds the context. A process that a launcher started has a context of its own, without a display.
 Owns the sweep's display, its request to stop, the nodes that it runs on, what a dry run planned, and which
-trials left no row.
+trials left no row. `simulator` predicts the trials of a dry run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.processes.nodes import ALONE, Nodes
+from bench.processes.simulation_pool import Simulator
 from bench.sweep.progress import Display, Line
 from bench.sweep.signals import StopRequest
 
 if TYPE_CHECKING:
-    from bench.sweep.forecast import Planned
+    from bench.sweep.forecast import Pending
 
 
 @dataclass
@@ -29,10 +30,11 @@ class SweepContext:
     display: Display = field(default_factory=Display)
     stop: StopRequest = field(default_factory=StopRequest)
     nodes: Nodes = ALONE
-    planned: list[Planned] = field(default_factory=list)
+    planned: list[Pending] = field(default_factory=list)
+    simulator: Simulator = field(default_factory=Simulator)
     lost: list[str] = field(default_factory=list)
 
-    def add_planned(self, line: Line, plan: Planned) -> None:
+    def add_planned(self, line: Line, plan: Pending) -> None:
         """Keeps what a dry run found out about a trial, which gets no row."""
         self.planned.append(plan)
         self.display.drop(line)

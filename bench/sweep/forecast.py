@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,18 @@ from typing import Any, TypeVar
 
 from bench import formatting
 from bench.machine import gpu_catalogue, host, nvml
+from bench.methods.estimate.closed_form import closed_form
 from bench.processes import isolate
+from bench.processes.simulation_pool import Simulator, result_of
 from bench.results import store
+from bench.trial.columns import NotSimulated, Simulation
+from bench.trial.platform import CPU, CUDA, Platform
+from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
 T = TypeVar("T")
+
+_DOUBTFUL_SHARE = 0.3  # of the memory: the closed form says a third of the truth at worst (bench/grade.py)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,14 @@ class Forecast:
             f"the device has {formatting.format_bytes(self.capacity_bytes)} (skip_predicted_oom=true)"
         )
 
+    def host_refusal(self) -> str:
+        """Why a trial that would fill this machine's memory is not tried, in one sentence."""
+        assert self.peak_bytes is not None
+        return (
+            f"not tried: the simulated peak is {formatting.format_bytes(self.peak_bytes)}, "
+            f"this machine has {formatting.format_bytes(self.capacity_bytes)}"
+        )
+
 
 def forecast_trial(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
     """Simulates a trial that would be measured on this machine.
@@ -63,10 +79,30 @@ def forecast_trial(trial: Trial, log: Path, timeout_seconds: float) -> Forecast:
     outcome = isolate.run_isolated(simulation, log=log, timeout_seconds=timeout_seconds)
     peak = None
     if outcome.status == "ok":
-        device_name = next(iter(_of_its_gpus(trial, nvml.gpu_names)), "")
-        tensor_bytes = outcome.ranks[0]["peak_allocated_bytes"] or 0
-        peak = tensor_bytes + gpu_catalogue.workspaces_bytes(device_name, trial)
+        peak = _peak_bytes(trial, outcome.ranks[0]["peak_allocated_bytes"] or 0)
     return Forecast(outcome.status, outcome.reason, peak, capacity_bytes(trial), outcome.wall_seconds)
+
+
+def _peak_bytes(trial: Trial, tensor_bytes: int) -> int:
+    """What the device that the trial would use here holds at the peak, from one rank's tensors."""
+    device_name = next(iter(_of_its_gpus(trial, nvml.gpu_names)), "")
+    ranks = 1 if device_name else trial.processes  # on a CPU all ranks are in the same memory
+    return ranks * tensor_bytes + gpu_catalogue.workspaces_bytes(device_name, trial)
+
+
+def may_fill_host(trial: Trial) -> bool:
+    """Whether the trial would be measured on this machine's CPU, and could fill its memory: nothing refuses
+    it there, until the kernel kills. True only where a simulation should tell.
+    """
+    if trial.method != "measure" or trial.memory_limit_bytes is not None:
+        return False
+    kind = trial.device.partition(":")[0]
+    if kind not in ("auto", "cpu") or (kind == "auto" and host.accelerator_in_sight()):
+        return False
+    if trial.model.by_config:  # its numbers are in a file, which torch's libraries read
+        return True
+    estimated = closed_form(trial, CPU)["peak_allocated_bytes"] or 0
+    return trial.processes * estimated > _DOUBTFUL_SHARE * host.usable_memory_bytes()
 
 
 def _of_its_gpus(trial: Trial, ask: Callable[[], list[T]]) -> list[T]:
@@ -77,7 +113,7 @@ def _of_its_gpus(trial: Trial, ask: Callable[[], list[T]]) -> list[T]:
 
 def capacity_bytes(trial: Trial) -> int:
     """Memory of the device that the trial would use here, at most its memory_limit_bytes."""
-    memory = min(_of_its_gpus(trial, nvml.gpu_memory_bytes) or [host.host_memory_bytes()])
+    memory = min(_of_its_gpus(trial, nvml.gpu_memory_bytes) or [host.usable_memory_bytes()])
     return memory if trial.memory_limit_bytes is None else min(memory, trial.memory_limit_bytes)
 
 
@@ -123,14 +159,54 @@ class Planned:
         return "fits" if self.forecast.fits else "does not fit"
 
 
-def plan_trial(trial: Trial, label: str, earlier: dict[str, Any] | None, results_dir: Path) -> Planned:
-    """What a dry run says of a trial; only what would be measured, and has no row yet, is simulated."""
-    subject = trial.subject
+def plan_trial(
+    trial: Trial, label: str, earlier: dict[str, Any] | None, results_dir: Path, simulator: Simulator
+) -> Pending:
+    """Starts to find out what a dry run says of a trial, and returns at once; only what would be measured,
+    and has no row yet, is simulated."""
     if earlier:
-        return Planned(label, subject, earlier["status"], None, 0.0)
-    seconds = expected_seconds(trial, results_dir)
+        return Pending(Planned(label, trial.subject, earlier["status"], None, 0.0))
+    plan = Planned(label, trial.subject, None, None, expected_seconds(trial, results_dir))
     if trial.method != "measure":
-        return Planned(label, subject, None, None, seconds)
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        forecast = forecast_trial(trial, Path(folder) / "log", 600.0)
-    return Planned(label, subject, None, forecast, 0.0 if forecast.status == "skipped" else seconds)
+        return Pending(plan)
+    platform = _platform_here(trial)
+    if platform is None:  # only torch knows it
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            return Pending(_with(plan, forecast_trial(trial, Path(folder) / "log", 600.0)))
+    reason = skip_reason(trial, platform, max(trial.world_size, len(nvml.gpu_names())))
+    if reason:
+        return Pending(_with(plan, Forecast("skipped", reason, None, capacity_bytes(trial), 0.0)))
+    return Pending(plan, trial, simulator.begin(replace(trial, method="simulate"), platform))
+
+
+def _platform_here(trial: Trial) -> Platform | None:
+    """The platform that the trial would run on here, as far as it can be known without torch."""
+    kind = trial.device.partition(":")[0]
+    if kind == "cpu" or (kind == "auto" and not host.accelerator_in_sight()):
+        return CPU
+    return CUDA if kind in ("auto", "cuda") and nvml.gpu_names() else None
+
+
+def _with(plan: Planned, forecast: Forecast) -> Planned:
+    seconds = 0.0 if forecast.status == "skipped" else plan.seconds
+    return replace(plan, forecast=forecast, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a dry run will say of a trial, as soon as its simulation has ended."""
+
+    plan: Planned
+    trial: Trial | None = None
+    simulation: Future[Simulation] | None = None
+
+    def planned(self) -> Planned:
+        """Waits for the simulation, if there is one."""
+        if self.simulation is None or self.trial is None:
+            return self.plan
+        found = result_of(self.simulation)
+        capacity = capacity_bytes(self.trial)
+        if isinstance(found, NotSimulated):
+            return _with(self.plan, Forecast("error", found.reason, None, capacity, 0.0))
+        peak = _peak_bytes(self.trial, found.peak_bytes)
+        return _with(self.plan, Forecast("ok", None, peak, capacity, 0.0))

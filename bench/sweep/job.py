@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,27 +64,45 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return None
     line = sweep.display.begin(number, job.sweep_size, words, job.replicate)
     if job.dry_run:
-        sweep.add_planned(line, forecast.plan_trial(trial, line.label, earlier, job.results_dir))
+        sweep.add_planned(
+            line, forecast.plan_trial(trial, line.label, earlier, job.results_dir, sweep.simulator)
+        )
         return None
     execution = _Execution(trial, job, sweep, logs / f"{name}.log", line)
     if sweep.nodes.index:  # the row is the first node's to write
         if sweep.nodes.spread(trial.processes):
-            execution.outcome()
+            with ExitStack() as finishing:
+                execution.outcome(finishing)
         return None
-    identity: dict[str, Any] = {
-        "sweep_id": sweep_id,
-        "replicate": job.replicate,
-        "started_at": datetime.now(UTC),
-        "overrides": command,
-        "environment": environment,
-        **provenance.software(),
-    }
-    row = _written_row(execution, identity, name)
+    with _alone(execution) as waited:
+        earlier = _earlier_row(trial, job, environment) if waited else None
+        if earlier:  # of the sweep that it waited for
+            resume.note_reuse(earlier, command, logs, name)
+            sweep.display.drop(line)
+            return None
+        identity: dict[str, Any] = {
+            "sweep_id": sweep_id,
+            "replicate": job.replicate,
+            "started_at": datetime.now(UTC),
+            "overrides": command,
+            "environment": environment,
+            **provenance.software(),
+        }
+        row = _written_row(execution, identity, name)
     try:
         line.end(row)
     except BrokenPipeError:  # nobody reads the lines any more; the row is there
         raise EndedBySignal(signal.SIGPIPE) from None
     return row
+
+
+def _alone(execution: _Execution) -> AbstractContextManager[bool]:
+    """While entered, no other sweep runs this trial for the same folder, unless it runs all trials."""
+    trial, job = execution.trial, execution.job
+    if job.resume == "off" or execution.sweep.nodes.spread(trial.processes):
+        return nullcontext(False)
+    identity = f"{job.results_dir}/{trial.trial_id}/{job.replicate}"
+    return leases.hold_trial(identity, execution.wait)
 
 
 def _environment(trial: Trial, job: Job, sweep: SweepContext) -> str:
@@ -114,10 +133,10 @@ def _written_row(execution: _Execution, identity: dict[str, Any], name: str) -> 
     """
     results_dir = execution.job.results_dir
     try:
-        with RowFile(
-            results_dir, name
-        ) as file:  # first: a disk without room is found before any time is spent
-            outcome, columns = execution.outcome()
+        # The row's place comes first: a disk without room is found before any time is spent. When Ctrl-C
+        # comes, `finishing` lets a trial that has begun end, and its row be written.
+        with RowFile(results_dir, name) as file, ExitStack() as finishing:
+            outcome, columns = execution.outcome(finishing)
             row = row_assembly.row_of(execution.trial, outcome, identity) | columns
             file.keep(parquet.to_parquet(row))
     except OSError as error:
@@ -135,20 +154,22 @@ class _Execution:
     log: Path
     line: Line
 
-    def outcome(self) -> tuple[Outcome, dict[str, Any]]:
-        """Executes the trial; its outcome, and the columns that only the job knows."""
+    def outcome(self, finishing: ExitStack) -> tuple[Outcome, dict[str, Any]]:
+        """Executes the trial; its outcome, and the columns that only the job knows.
+
+        Args:
+            finishing: enters, as soon as the trial begins, what makes the first Ctrl-C wait for its end.
+        """
         if self.trial.method == "estimate":
             self.line.stage("estimate")
             return estimate(self.trial), {}
-        if self.job.skip_predicted_oom and self.trial.method == "measure":
-            self.line.stage("simulate")
-            expected = forecast.forecast_trial(self.trial, self.log, self.job.timeout_seconds)
-            if not expected.fits:
-                outcome = Outcome("skipped", expected.refusal(), None, [], {}, expected.wall_seconds)
-                return outcome, {"predicted_peak_bytes": expected.peak_bytes}
+        refused = self._refused()
+        if refused:
+            return refused
         with leases.hold_devices(
-            self.trial, jobs=self.job.jobs, busy=self.job.busy, on_wait=self._wait
+            self.trial, jobs=self.job.jobs, busy=self.job.busy, on_wait=self.wait
         ) as lease:
+            finishing.enter_context(self.sweep.stop.finishing())
             outcome = isolate.run_isolated(
                 self.trial,
                 log=self.log,
@@ -159,6 +180,20 @@ class _Execution:
             )
         return outcome, {"device_shared": True} if lease.shared else {}
 
-    def _wait(self, holder: str) -> None:
-        self.sweep.stop.check()  # no trial runs, so there is none to finish first
+    def _refused(self) -> tuple[Outcome, dict[str, Any]] | None:
+        """The outcome of a trial that is not tried, since it cannot fit; None if it is tried."""
+        wanted = self.job.skip_predicted_oom and self.trial.method == "measure"
+        if not wanted and not forecast.may_fill_host(self.trial):
+            return None
+        self.line.stage("simulate")
+        expected = forecast.forecast_trial(self.trial, self.log, self.job.timeout_seconds)
+        if expected.fits:
+            return None
+        status, reason = ("skipped", expected.refusal()) if wanted else ("oom", expected.host_refusal())
+        outcome = Outcome(status, reason, None, [], {}, expected.wall_seconds)
+        return outcome, {"predicted_peak_bytes": expected.peak_bytes}
+
+    def wait(self, holder: str) -> None:
+        """To be called while the trial waits for `holder`; no trial runs, so there is none to finish."""
+        self.sweep.stop.check()
         self.line.stage(f"waits for {holder}")

@@ -6,38 +6,46 @@ line was checked, so that a mistake in it is reported at once.
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.plugins.sweeper import Sweeper
 
 from bench import paths
 from bench.config.command_line import Command, check
-from bench.config.compose import CommandError
+from bench.config.compose import CONF, CommandError, register_resolvers
+from bench.formatting import count_of
+from bench.machine import nvml
 from bench.results import row_file
 from bench.sweep.errors import EndedBySignal, NotWrittenError, RefusedError
 
 if TYPE_CHECKING:
     from bench.sweep.context import SweepContext
+    from bench.trial.spec import Trial
 
 _LOCAL_LAUNCHERS = ("basic", "joblib")  # their jobs run under this terminal, and Ctrl-C reaches them
 
 
-def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
+def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     """Runs the command line and returns the exit code.
 
     Args:
-        hydra_main: the door's function under @hydra.main, which reads sys.argv.
+        job: the door's function, which Hydra calls with the config of each trial.
         argv: the command line, program name first.
     """
+    register_resolvers()
+    hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     arguments = get_args_parser().parse_args(argv[1:])
-    flags_that_only_print = ("help", "hydra_help", "version", "cfg", "shell_completion", "info")
+    flags_that_only_print = ("hydra_help", "cfg", "shell_completion", "info")
     if any(getattr(arguments, flag, None) for flag in flags_that_only_print):
         hydra_main()
         return 0
@@ -54,12 +62,13 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
     try:
+        if command.launcher in _LOCAL_LAUNCHERS:
+            for trial in command.trials:
+                _require_machine(trial)
         if not command.dry_run:
             _require_writable(command)
-    except OSError as error:
-        print(
-            f"bench/run.py: results_dir={command.results_dir}: {error.strerror or error}", file=sys.stderr
-        )
+    except CommandError as error:
+        print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
     sys.argv = [argv[0], *registry.arguments(command)]
     from bench.sweep.context import SweepContext, entered
@@ -73,25 +82,57 @@ def main(hydra_main: Callable[[], None], argv: list[str]) -> int:
     if cut_short == 128 + signal.SIGPIPE:  # there is nobody to show a table to
         sys.stdout = None
         return cut_short
-    return _show_results(command, cut_short, sweep)
+    return _show_results(command, cut_short, sweep, argv[1:])
+
+
+def _require_machine(trial: Trial) -> None:
+    """Checks that this machine has the device and the cores that a trial to be measured asks for.
+
+    Raises:
+        CommandError: it does not.
+    """
+    if trial.method != "measure":
+        return
+    cores = os.cpu_count() or 1
+    if trial.threads is not None and trial.threads > cores:
+        raise CommandError(f"threads={trial.threads}: this machine has {count_of(cores, 'core')}")
+    kind, _, index = trial.device.partition(":")
+    wanted = int(index or 0) + 1
+    if kind in ("auto", "cpu") or (kind == "cuda" and len(nvml.gpu_names()) >= wanted):
+        return
+    from bench.machine import accelerator  # torch takes seconds, and knows devices that NVML does not
+
+    present = accelerator.count(kind)
+    if present < wanted:
+        raise CommandError(
+            f"device={trial.device}: this machine has {present or 'none'}; choose cpu or auto, "
+            f"or method=simulate, which needs no device"
+        )
 
 
 def _require_writable(command: Command) -> None:
     """Makes the folder of results if it is not there, and deletes what killed sweeps left in it.
 
     Raises:
-        OSError: the folder cannot be written to.
+        CommandError: the folder cannot be written to.
     """
-    if paths.is_remote(command.results_dir):
-        probe = command.results_dir / "trials" / f".{command.sweep_id}"
-        probe.write_bytes(b"")
-        probe.unlink()
-        return
-    (command.results_dir / "trials").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=command.results_dir / "trials"):
-        pass
-    for abandoned in row_file.abandoned_files(command.results_dir):
-        abandoned.unlink(missing_ok=True)
+    folder = command.results_dir
+    try:
+        if paths.is_remote(folder):
+            probe = folder / "trials" / f".{command.sweep_id}"
+            probe.write_bytes(b"")
+            probe.unlink()
+            return
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / "trials"):
+            pass
+        for abandoned in row_file.abandoned_files(folder):
+            abandoned.unlink(missing_ok=True)
+    except OSError as error:
+        raise CommandError(f"results_dir={folder}: {error.strerror or error}") from None
+    except Exception as error:  # behind a URL: whatever the package for its protocol raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CommandError(f"results_dir={folder}: {reason}") from None
 
 
 def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepContext) -> int | None:
@@ -109,7 +150,10 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
     # Hydra would compose every combination before the first may start; `check` has just passed them all.
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
-        with progress.shown(command.size) as sweep.display:
+        with ExitStack() as stack:
+            sweep.display = stack.enter_context(progress.shown(command.size))
+            if command.launcher == "joblib":  # its trials run in other processes, which are patient too
+                stack.enter_context(sweep.stop.finishing())
             hydra_main()
     except EndedBySignal as ended:
         return 128 + ended.number
@@ -121,18 +165,23 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
     return None
 
 
-def _show_results(command: Command, cut_short: int | None, sweep: SweepContext) -> int:
+def _show_results(command: Command, cut_short: int | None, sweep: SweepContext, given: list[str]) -> int:
     """Shows the sweep's table, and returns the exit code: `cut_short`, else what the rows say."""
     from bench.results import store
     from bench.sweep import resume, summary
 
     if command.dry_run:
-        summary.show_plan(sweep.planned)
-        return cut_short or 0
+        if cut_short:
+            sweep.simulator.stop()
+            return cut_short
+        with sweep.simulator:
+            plans = [pending.planned() for pending in sweep.planned]
+        summary.show_plan(plans)
+        return 0
     logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
     reused = resume.reused_rows(logs, command.results_dir)
     rows = store.records(command.results_dir, command.sweep_id)
-    summary.show(rows, reused, command, interrupted=cut_short is not None)
+    summary.show(rows, reused, command, given, interrupted=cut_short is not None)
     summary.show_lost(sweep.lost)
     rows += reused
     if cut_short is not None:

@@ -1,8 +1,8 @@
 """What Ctrl-C and a request to end mean to a sweep.
 
-Ctrl-C once: the running trial is finished, its row is written, and no other trial begins. Twice: the
-running trial is ended now. SIGTERM and SIGHUP (a terminal that closes) are like the second. Rows that were
-written stay in each case.
+Ctrl-C once while a trial runs: it is finished, its row is written, and no other trial begins. Twice: the
+running trial is ended now. While no trial runs, the first Ctrl-C ends the sweep. SIGTERM and SIGHUP (a
+terminal that closes) end the running trial at once. Rows that were written stay in each case.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from bench.sweep.errors import EndedBySignal
 
@@ -21,6 +24,8 @@ class StopRequest:
     def __init__(self) -> None:
         self._installed = False
         self._asked = False
+        self._running = False
+        self._before: Any = signal.default_int_handler
 
     def install(self, *, door: bool, patient: bool = True) -> None:
         """Installs the handlers, once; in a thread that is not the first, nothing changes.
@@ -34,10 +39,21 @@ class StopRequest:
             return
         self._installed = True
         if patient:
+            before = signal.getsignal(signal.SIGINT)
+            self._before = before if callable(before) else signal.default_int_handler
             signal.signal(signal.SIGINT, self._announce_and_record if door else self._record)
         if door:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, _end)
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """While entered a trial runs, which the first Ctrl-C does not end."""
+        outer, self._running = self._running, True
+        try:
+            yield
+        finally:
+            self._running = outer
 
     def check(self) -> None:
         """To be called before a trial begins, and while it waits.
@@ -49,6 +65,8 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def _announce_and_record(self, number: int, frame: FrameType | None) -> None:
+        if not self._running:
+            self._before(number, frame)
         if not self._asked:
             print(
                 "\nbench/run.py: the trial that runs is finished first, then the sweep stops; "

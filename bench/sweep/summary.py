@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -22,19 +23,25 @@ from bench.trial.spec import from_text, subject_of_rows
 from bench.trial.vocabulary import precision_words
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bench.config.command_line import Command
     from bench.sweep.forecast import Planned
 
 Rows = list[dict[str, Any]]
 
+_MOST_FOR_A_WORD = 24  # columns; a longer word, as a path, is broken
+_LEAST_FOR_REASONS = 40  # columns; where there is less room, reasons follow the table
 
-def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
-    """Prints the table of an ended sweep, where its rows are, and the command that repeats the last one.
+
+def show(new: Rows, reused: Rows, command: Command, given: list[str], interrupted: bool) -> None:
+    """Prints the table of an ended sweep, where its rows are, and the command that repeats the sweep.
 
     Args:
         new: the rows that the sweep wrote.
         reused: rows of earlier sweeps that stand for trials that it passed over.
         command: the sweep.
+        given: its command line, as it was given.
         interrupted: whether the sweep was cut short.
     """
     console = progress.console()
@@ -44,7 +51,7 @@ def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
         return
     counted = f"{len(rows)} of {command.size or len(rows)} trials"
     console.print(f"\n{escape(subject_of_rows(rows))}\n{counted}\n", highlight=False)
-    console.print(table(rows), highlight=False)
+    show_table(console, rows)
     for note in notes(rows):
         console.print(f"\n{escape(note)}", highlight=False)
     if reused:
@@ -60,17 +67,25 @@ def show(new: Rows, reused: Rows, command: Command, interrupted: bool) -> None:
     shown = str(command.results_dir / "trials")
     if not paths.is_remote(command.results_dir) and not os.path.relpath(shown).startswith(".."):
         shown = os.path.relpath(shown)
-    console.print(f"\nRows       {escape(shown)}  (sweep_id {command.sweep_id})", highlight=False)
-    console.print(f"Once more  {escape(rows[-1]['overrides'])}", highlight=False)
-    if any(row["status"] in ("error", "timeout") for row in rows):
+    console.print(
+        f"\nRows       {escape(shown)}  (sweep_id {command.sweep_id})", highlight=False, soft_wrap=True
+    )
+    failed = any(row["status"] in ("error", "timeout") for row in rows)
+    unfinished = interrupted or failed
+    all_of_it = [] if unfinished or any(word.startswith("resume=") for word in given) else ["resume=off"]
+    line = shlex.join(["python", "bench/run.py", *given, *all_of_it])
+    console.print(
+        f"{'Go on' if unfinished else 'Once more':<11}{escape(line)}", highlight=False, soft_wrap=True
+    )
+    if failed:
         logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
-        console.print(f"Logs       {escape(str(logs))}", highlight=False)
+        console.print(f"Logs       {escape(str(logs))}", highlight=False, soft_wrap=True)
 
 
 def show_plan(plans: list[Planned]) -> None:
     """Prints the table of a dry run: what would run, what does not fit, how long all of it takes."""
     console = progress.console()
-    grid = _empty_table("trial", "plan", "predicted peak GiB", "device GiB", "expected", "reason")
+    lines = []
     for label, plan in zip(_unshared_words([plan.label.split(" ") for plan in plans]), plans, strict=True):
         forecast = plan.forecast
         peak = capacity = reason = ""
@@ -80,10 +95,10 @@ def show_plan(plans: list[Planned]) -> None:
                 peak = formatting.format_gib(forecast.peak_bytes)
                 capacity = formatting.format_gib(forecast.capacity_bytes)
         expected = "" if plan.seconds is None else formatting.format_duration(plan.seconds)
-        grid.add_row(*map(escape, [label, plan.verdict, peak, capacity, expected, reason]))
+        lines.append(_Line([label, plan.verdict, peak, capacity, expected], reason))
     subjects = dict.fromkeys(plan.subject for plan in plans)
     console.print(f"\n{escape('; '.join(subjects))}, on this machine's device\n", highlight=False)
-    console.print(grid, highlight=False)
+    show_lines(console, ["trial", "plan", "predicted peak GiB", "device GiB", "expected"], lines)
     known = [plan.seconds for plan in plans if plan.seconds is not None]
     unknown = len(plans) - len(known)
     text = f"\n{len(plans)} trials, nothing was run. Expected: {formatting.format_duration(sum(known))}"
@@ -148,20 +163,6 @@ def _merged_replicates(replicates: Rows) -> dict[str, Any]:
     }
 
 
-def table(rows: Rows) -> Table:
-    """A table with a line for each trial, replicates merged; changes are against the first that is ok."""
-    trials = merged(rows)
-    reason = ["reason"] if any(row["reason"] for row in trials) else []
-    grid = _empty_table(
-        "trial", "status", "peak GiB", "change", "tokens/s/device [95 %]", "change", *reason
-    )
-    first = next((row for row in trials if row["status"] == "ok"), None)
-    for label, row in zip(labels(trials), trials, strict=True):
-        texts = [label, row["status"], *cells(row, first), *filter(None, [_reason(row)])]
-        grid.add_row(*map(escape, texts), style=progress.COLOURS[row["status"]])
-    return grid
-
-
 def _reason(row: dict[str, Any]) -> str | None:
     """The row's reason; of a trial that ran out of memory with what it was predicted to need."""
     reason = str(row["reason"]) if row["reason"] else None
@@ -170,14 +171,58 @@ def _reason(row: dict[str, Any]) -> str | None:
     return f"predicted to need {formatting.format_bytes(size)} (closed form). {reason}" if size else reason
 
 
-def _empty_table(*names: str) -> Table:
-    """A table with these columns: text to the left, folded where it is too long, numbers to the right."""
+def show_table(console: Console, rows: Rows) -> None:
+    """Prints a line for each trial, replicates merged; changes are against the first trial that is ok."""
+    trials = merged(rows)
+    names = ["trial", "status", "peak GiB", "change", "tokens/s/device [95 %]", "change"]
+    first = next((row for row in trials if row["status"] == "ok"), None)
+    lines = [
+        _Line(
+            [label, row["status"], *cells(row, first)], _reason(row) or "", progress.COLOURS[row["status"]]
+        )
+        for label, row in zip(labels(trials), trials, strict=True)
+    ]
+    show_lines(console, names, lines)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a table: the cells of its columns, the trial's first, and a reason that may be long."""
+
+    cells: list[str]
+    reason: str
+    style: str = ""
+
+
+def show_lines(console: Console, names: list[str], lines: list[_Line]) -> None:
+    """Prints a table. Where the screen is too narrow for a column of reasons, they follow the table."""
+    any_reason = any(line.reason for line in lines)
+    wide = _table(names, lines, reasons=any_reason)
+    if not any_reason or formatting.fits(console, wide):
+        console.print(wide, highlight=False)
+        return
+    console.print(_table(names, lines, reasons=False), highlight=False)
+    console.print()
+    for line in lines:
+        if line.reason:
+            console.print(
+                f"{line.cells[0]}: {line.reason}", style=line.style, highlight=False, markup=False
+            )
+
+
+def _table(names: list[str], lines: list[_Line], *, reasons: bool) -> Table:
+    """Text to the left, in lines of whole words, numbers to the right."""
     grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in names:
-        if name in ("trial", "reason"):
-            grid.add_column(name, overflow="fold")
+        if name == "trial":
+            longest = max(len(word) for line in lines for word in line.cells[0].split())
+            grid.add_column(name, overflow="fold", min_width=min(longest, _MOST_FOR_A_WORD))
         else:
             grid.add_column(name, justify="left" if name in ("status", "plan") else "right")
+    if reasons:
+        grid.add_column("reason", overflow="fold", min_width=_LEAST_FOR_REASONS)
+    for line in lines:
+        grid.add_row(*map(escape, [*line.cells, *([line.reason] if reasons else [])]), style=line.style)
     return grid
 
 

@@ -107,4 +107,11 @@ class Simulation:
         return peak
 
 
+@dataclass(frozen=True)
+class NotSimulated:
+    """Why there is no simulation of a trial, in one line."""
+
+    reason: str
+
+
 NOT_IN_A_ROW = frozenset({"working_seconds"})  # of which the row holds what is left of the wall clock's

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bench.trial.adaptable import foreign_targets
 from bench.trial.axes import FAMILIES, LEARNED_POSITIONS
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
@@ -32,6 +33,7 @@ def _reasons(trial: Trial, platform: Platform, device_count: int) -> Iterator[st
     yield from _of_method(trial, platform)
     yield from _of_positions(trial)
     yield from _of_quantised_training(trial)
+    yield from _of_adapters(trial)
     yield from _of_sharding(trial)
     yield from _of_selective_checkpointing(trial)
     yield from _of_device(trial, platform, device_count)
@@ -65,6 +67,12 @@ def _of_positions(trial: Trial) -> Iterator[str]:
 def _of_quantised_training(trial: Trial) -> Iterator[str]:
     if trial.precision.quantization == "nf4" and not trial.lora.enabled and not trial.workload.inference:
         yield "nf4 weights are frozen 4-bit values that no gradient can update; train adapters with lora=on"
+
+
+def _of_adapters(trial: Trial) -> Iterator[str]:
+    foreign = foreign_targets(trial)
+    if foreign:
+        yield f"lora.targets: {trial.model.name} has no module called {', '.join(foreign)}"
 
 
 def _of_sharding(trial: Trial) -> Iterator[str]:

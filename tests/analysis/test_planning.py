@@ -7,19 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from bench import plan
 from bench.analysis import planning
 from bench.machine import gpu_catalogue
-from bench.methods.roofline import step_seconds
+from bench.methods.least_time import step_seconds
 from bench.methods.simulate import simulate
 from bench.processes import simulation_pool
 from bench.processes.simulation_pool import Simulator
-from bench.trial.columns import Simulation
+from bench.trial.columns import Columns, NotSimulated, Simulation
 from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
+from bench.trial.vocabulary import PHASES
 from tests.conftest import door, make_trial
 
 
@@ -155,6 +157,75 @@ def test_a_model_that_cannot_be_read_is_one_line(tmp_path: Path, planned: Callab
     assert "Traceback" not in done.stderr
 
 
+class SomeFail:
+    """Simulates nothing: what is checkpointed fails, and larger micro-batches take more."""
+
+    def __enter__(self) -> SomeFail:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def __call__(self, trials: list[Trial]) -> list[Simulation | NotSimulated]:
+        return [self.of(trial) for trial in trials]
+
+    def of(self, trial: Trial) -> Simulation | NotSimulated:
+        if trial.checkpointing.name == "on":
+            return NotSimulated("RuntimeError: this model has no blocks")
+        names = ("parameter", "gradient", "optimizer", "activation", "temporary")
+        columns: dict[str, Any] = {f"{name}_bytes": trial.micro_batch_size * 2**28 for name in names}
+        peaks = {f"{phase}_tracked_peak_bytes": 5 * 2**28 * trial.micro_batch_size for phase in PHASES}
+        peak = 5 * 2**28 * trial.micro_batch_size
+        return Simulation(cast(Columns, columns | peaks | {"peak_allocated_bytes": peak}))
+
+
+@pytest.fixture
+def some_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation_pool, "Simulator", SomeFail)
+    monkeypatch.setattr(planning, "initial_guess", lambda *_: 1)
+
+
+def test_a_combination_that_fails_is_one_line_and_the_others_are_ranked(
+    some_fail: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("bench.methods.least_time.step_seconds", lambda _work, _card: 1.0)
+    assert plan.main(["gpu=t4", "model=llama-160m", "precision=fp16_pure", "lora=off"]) == 0
+    out, err = capsys.readouterr()
+    assert "checkpointing=on: RuntimeError: this model has no blocks" in out
+    assert "Pick (expected fastest of those that fit): checkpointing=off micro_batch_size=10" in out
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 80
+    assert "checkpointing=off" in out.split(), "no word is broken"
+
+
+def test_where_every_combination_fails_the_reason_is_said_once(
+    some_fail: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["gpu=t4", "model=llama-160m", "precision=fp16_pure,fp32", "lora=off", "checkpointing=on"]
+    assert plan.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("RuntimeError: this model has no blocks") == 1
+
+
+def test_advice_asks_first_whether_the_most_generous_option_fits() -> None:
+    card = gpu_catalogue.catalogue()["t4"]
+    trial = make_trial("model=llama-160m", "method=simulate")
+    asked: list[int] = []
+
+    def none_fits(trials: list[Trial]) -> list[Simulation]:
+        asked.extend(trial.world_size for trial in trials)
+        return [Simulation({"peak_allocated_bytes": 2**50}) for _ in trials]
+
+    wider = [(n, planning._sharded(trial, n)) for n in (2, 4, 8)]
+    assert planning._first_that_fits(wider, card, 0.05, none_fits) is None
+    assert asked == [8]
+
+
 def test_what_cannot_exist_says_why(planned: Callable[..., Planned]) -> None:
     words = ("gpu=t4", "model=gpt2", "seq_len=4096", "precision=fp32", "lora=off", "checkpointing=off")
     done = planned(*words)
@@ -165,7 +236,7 @@ def test_what_cannot_exist_says_why(planned: Callable[..., Planned]) -> None:
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     card = gpu_catalogue.catalogue()["t4"]
     trial = make_trial("model=llama-20m", "method=simulate", "precision=fp16_pure", "seq_len=1024")
-    (answer,) = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
+    (answer,), _ = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
     assert answer.fits
     assert answer.largest > 1
     fitting, next_one = predict([planning._with_batch(trial, answer.largest + extra) for extra in (0, 1)])

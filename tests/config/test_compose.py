@@ -15,6 +15,8 @@ from bench.analysis import accuracy_grid
 from bench.config import compose
 from bench.config.command_line import check
 from bench.config.compose import CONF, CommandError, trial_from
+from bench.trial.platform import CPU
+from bench.trial.skip_rules import skip_reason
 from tests.conftest import door_here, make_trial
 
 LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "gpu")
@@ -152,6 +154,7 @@ def test_replicates_are_interleaved() -> None:
         ("replicates=1,2", "replicates cannot be swept"),
         ("timeout_seconds=0", "timeout_seconds=0: must be greater than 0"),
         ("results_dir=", "results_dir is empty"),
+        ("memory_limit_bytes=24XB", "memory_limit_bytes=24XB: must be bytes, as 24GB"),
         ("seed=interval(1,2)", "needs another Hydra sweeper"),
         ("precision=glob(x*)", "matches none of"),
     ],
@@ -161,6 +164,34 @@ def test_a_mistake_is_one_clear_message(argument: str, message: str) -> None:
         checked(argument)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/tmp/über", "/tmp/a b", "/tmp/(c), d'e\"f=[g]{h}", "~/x", "a\\b'"])
+def test_any_path_is_a_results_dir(path: str) -> None:
+    command = check([f"results_dir={path}"], multirun=False, sweep_id="s")
+    assert str(command.results_dir) == str(Path(path).expanduser().absolute())
+    again = check(command.arguments[:1], multirun=False, sweep_id="s")
+    assert again.results_dir == command.results_dir, "as Hydra reads it"
+
+
+def test_a_path_may_be_a_checkpoint_and_several_are_a_sweep() -> None:
+    assert checked("model.pretrained=/tmp/über (1),/tmp/b c") == 2
+    assert trial_from(["model.pretrained='/tmp/über'"]).model.pretrained == "/tmp/über"
+
+
+def test_bytes_take_units_and_are_the_same_trial() -> None:
+    with_unit = trial_from(["memory_limit_bytes=24GB"])
+    assert with_unit.memory_limit_bytes == 24 * 10**9
+    assert with_unit.trial_id == trial_from(["memory_limit_bytes=24000000000"]).trial_id
+
+
+def test_a_target_of_no_model_is_a_mistake_and_one_of_another_model_is_skipped() -> None:
+    with pytest.raises(CommandError, match=r"lora.targets=q_prj: no such module \(did you mean q_proj\?\)"):
+        checked("lora=on", "lora.targets=q_proj+q_prj")
+    assert checked("model=gpt2,llama-tiny", "lora=on", "lora.targets=q_proj") == 2
+    gpt2 = trial_from(["model=gpt2", "lora=on", "lora.targets=q_proj"])
+    assert skip_reason(gpt2, CPU, 0) == "lora.targets: gpt2 has no module called q_proj"
+    assert skip_reason(trial_from(["model=gpt2", "lora=off"]), CPU, 0) is None
 
 
 def test_several_values_without_m_say_so() -> None:

@@ -10,6 +10,7 @@ import torch
 from bench.config.compose import CONF
 from bench.machine import gpu_catalogue
 from bench.methods import roofline, simulate
+from bench.methods.least_time import step_seconds
 from bench.trial.platform import CUDA
 from tests.conftest import make_trial, some
 
@@ -57,8 +58,8 @@ def test_the_flops_of_a_step_are_those_counted_from_its_parameters() -> None:
 
 def test_the_bound_is_the_larger_of_arithmetic_and_traffic() -> None:
     card = gpu_catalogue.catalogue()["a100-80gb"]
-    assert roofline.step_seconds(Counter({("bfloat16", 312 * 10**12, 1): 2}), card) == pytest.approx(2.0)
-    assert roofline.step_seconds(Counter({("bfloat16", 1, 2039 * 10**9): 1}), card) == pytest.approx(1.0)
+    assert step_seconds(Counter({("bfloat16", 312 * 10**12, 1): 2}), card) == pytest.approx(2.0)
+    assert step_seconds(Counter({("bfloat16", 1, 2039 * 10**9): 1}), card) == pytest.approx(1.0)
 
 
 def test_every_card_of_the_catalogue_loads_under_its_own_name() -> None:
@@ -109,7 +110,7 @@ def test_the_bound_of_decoding_is_of_one_token(cache: str) -> None:
             "method=simulate", *words, f"workload.decode_tokens={tokens}", "micro_batch_size=1"
         )
         simulation = simulate.simulate(trial, CUDA)
-        seconds.append(roofline.step_seconds(simulation.work, card))
+        seconds.append(step_seconds(simulation.work, card))
     table = 32000 * 4096 * 2  # of the embeddings one row is read
     least = (simulation.columns["parameter_bytes"] - table) / card.bandwidth_bytes_per_sec
     assert seconds[1] == pytest.approx(seconds[0], rel=0.01)

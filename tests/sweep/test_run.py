@@ -254,13 +254,6 @@ def test_hydra_composes_a_trial_when_it_comes_and_not_all_before_the_first(
     assert len(composed) == 5
 
 
-def test_help_lists_axes_levels_and_keys() -> None:
-    done = door("--help")
-    assert done.returncode == 0
-    assert "precision: bf16, bf16_pure, fp16, fp16_pure, fp32, int8, nf4" in done.stdout
-    assert "micro_batch_size: 4" in done.stdout
-
-
 def test_plain_lines_and_one_table(worst: Command) -> None:
     out = worst.out
     assert "1/4  error" in out
@@ -271,6 +264,13 @@ def test_plain_lines_and_one_table(worst: Command) -> None:
     assert "first" in table
     assert "train adapters" in table
     assert "\x1b" not in out, "no terminal codes where there is no terminal"
+
+
+def test_the_command_that_goes_on_is_the_whole_one(worst: Command) -> None:
+    (line,) = [line for line in worst.out.splitlines() if line.startswith("Go on")]
+    assert " -m " in line, "it was a sweep"
+    assert f"results_dir={worst.results_dir}" in line
+    assert "Once more" not in worst.out, "its error is tried again by the same command"
 
 
 def test_the_row_is_as_contracted(readmes_sweep: Command) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.config.compose import CONF
+from bench.trial import adaptable
 from bench.workload.architectures import blocks_of, on_meta
 from bench.workload.weights import random_values
 from tests.conftest import make_trial
@@ -140,3 +141,12 @@ def test_random_weights_of_a_wide_model_make_no_outliers() -> None:
     down_input = torch.nn.functional.silu(normed @ gate.T) * (normed @ up.T)
     assert (normed @ gate.T).std().item() == pytest.approx(0.5, rel=0.05)
     assert down_input.abs().max() < 6
+
+
+@pytest.mark.parametrize("level", ["llama-tiny", "opt-125m", "gpt2", "mt0-small"])
+def test_what_lora_s_targets_may_be_called_is_what_transformers_calls_them(level: str) -> None:
+    trial = make_trial(f"model={level}")
+    modules = on_meta(trial).named_modules()
+    matrices = {name.rpartition(".")[2] for name, m in modules if getattr(m, "weight", None) is not None}
+    norms = {name for name in matrices if "norm" in name or name.startswith("ln_")}
+    assert set(adaptable.MATRICES[trial.model.family]) == matrices - norms

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from bench import paths
 from bench.config.command_line import Command, reproducing_words
 from bench.config.compose import CommandError
+from bench.config.key_values import quoted
 from bench.paths import ROOT
 from bench.sweep import context
 
@@ -76,13 +76,8 @@ def arguments(command: Command) -> list[str]:
     logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
     # Resolved here and given as text: a job on another machine may not know our resolvers yet.
     folders = {"results_dir": command.results_dir, "hydra.sweep.dir": logs}
-    words = [f"{key}={_quoted(str(folder))}" for key, folder in folders.items()]
+    words = [f"{key}={quoted(str(folder))}" for key, folder in folders.items()]
     return [*given, *words, "hydra.mode=MULTIRUN"]
-
-
-def _quoted(value: str) -> str:
-    """`value` as a quoted string of Hydra's grammar: quotes, and backslashes before one, are escaped."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 def gather(

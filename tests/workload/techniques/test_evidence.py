@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -171,7 +172,8 @@ def test_fp16_weights_get_an_eps_that_fp16_can_hold() -> None:
 
 def test_a_misspelt_target_beside_a_right_one_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"no module is called v_prj; this model has .*v_proj"):
-        build(make_trial("lora=on", "lora.targets=q_proj+v_prj"), CPU)
+        trial = make_trial("lora=on")
+        build(replace(trial, lora=replace(trial.lora, targets="q_proj+v_prj")), CPU)
 
 
 @pytest.mark.parametrize("technique", [checkpointing, fsdp], ids=["checkpointing", "fsdp"])
