@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     import statistics
 
     from bench import formatting
-    from bench.analysis import accuracy, accuracy_grid
+    from bench.analysis.grading import accuracy, accuracy_grid
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.paths import ROOT
 
@@ -76,7 +76,7 @@ def _architectures(folder: Path, sample: int, seed: int) -> int:
     from rich.progress import track
 
     from bench import formatting
-    from bench.analysis import conformance, conformance_table, shrunken_configs
+    from bench.analysis.grading import conformance, conformance_table, shrunken_configs
     from bench.paths import ROOT
 
     names = [*shrunken_configs.causal(), *shrunken_configs.sequence_to_sequence()]
@@ -100,7 +100,7 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
     from rich.console import Console
     from rich.progress import track
 
-    from bench.analysis import predictions
+    from bench.analysis.grading import predictions
     from bench.processes.simulation_pool import Simulator
 
     tasks: list[tuple[str, Any, Any]] = [
@@ -125,7 +125,7 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
 def _write(graded: list[Any], grades: Any, folder: Path) -> None:
     import csv
 
-    from bench.analysis import accuracy
+    from bench.analysis.grading import accuracy
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "grades.md").write_text(

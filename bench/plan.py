@@ -23,7 +23,7 @@ _DEFAULTS = ("seq_len=1024", "micro_batch_size=1")
 
 def main(arguments: list[str]) -> int:
     """Plans, prints, and returns the exit code."""
-    from bench.analysis import planning
+    from bench.analysis.plans import planning
     from bench.config import command_line, compose
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.machine import gpu_catalogue
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     except (KeyValueError, compose.CommandError) as error:
         print(f"bench/plan.py: {error}", file=sys.stderr)
         return 2
-    from bench.analysis import plan_table
+    from bench.analysis.plans import plan_table
     from bench.methods.least_time import step_seconds
     from bench.processes.simulation_pool import Simulator
 
@@ -119,7 +119,7 @@ def _techniques_and_rest(choices: list[list[str]]) -> tuple[list[list[str]], lis
 def _trials(
     fixed: tuple[str, ...], axes: list[list[str]], ranks: int, card: Any
 ) -> dict[tuple[str, ...], Any]:
-    from bench.analysis import planning
+    from bench.analysis.plans import planning
     from bench.config import compose
     from bench.config.key_values import KeyValueError
 

@@ -9,8 +9,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Files whose tests share nothing that is dear to make; the tests of any other stay together.
 APART = (
-    "tests/analysis/test_accuracy.py",
-    "tests/analysis/test_planning.py",
+    "tests/analysis/grading/test_accuracy.py",
+    "tests/analysis/plans/test_planning.py",
     "tests/methods/test_estimate.py",
     "tests/methods/test_estimate_inference.py",
     "tests/methods/test_simulate.py",

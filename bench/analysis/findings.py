@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.accuracy import UNDER, Graded
+from bench.analysis.grading.accuracy import UNDER, Graded
 from bench.analysis.neighbours import is_toy, rates_differ
 from bench.analysis.studies import PEAK, RATE, baseline_trial, row_dicts
 from bench.analysis.tables import by_technique, changed, fastest_within

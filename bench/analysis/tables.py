@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis import neighbours
-from bench.analysis.accuracy import Graded, grade_trial
+from bench.analysis.grading.accuracy import Graded, grade_trial
 from bench.analysis.neighbours import HIGH, LOW, Neighbours
 from bench.analysis.studies import PEAK as PEAK
 from bench.analysis.studies import RATE as RATE

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import accuracy, claims_table, findings, literature, studies, tables
+from bench.analysis import claims_table, findings, literature, studies, tables
+from bench.analysis.grading import accuracy
 from bench.analysis.studies import PEAK, RATE
 from bench.formatting import count_of, format_bytes, format_change
 from bench.reports import charts, figures_across

@@ -9,7 +9,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from bench.analysis.accuracy import PREDICTORS, Graded
+from bench.analysis.grading.accuracy import PREDICTORS, Graded
 from bench.analysis.studies import PEAK
 from bench.formatting import byte_unit, format_change
 from bench.reports.charts import INK, Chart, colours, styled_chart

@@ -11,7 +11,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from bench.analysis import accuracy_grid
+from bench.analysis.grading import accuracy_grid
 from bench.config import compose
 from bench.config.command_line import check
 from bench.config.compose import CONF, CommandError, trial_from

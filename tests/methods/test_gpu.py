@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.analysis.predictions import submit_simulation
+from bench.analysis.grading.predictions import submit_simulation
 from bench.machine import gpu_catalogue
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator

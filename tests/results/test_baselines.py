@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.analysis import predictions
+from bench.analysis.grading import predictions
 from bench.results import baselines, store
 from bench.processes.simulation_pool import Simulator
 from tests.conftest import ROOT, some

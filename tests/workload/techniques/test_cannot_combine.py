@@ -10,7 +10,7 @@ import torch
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.llama4.modeling_llama4 import Llama4Router
 
-from bench.analysis.shrunken_configs import shrunken
+from bench.analysis.grading.shrunken_configs import shrunken
 from bench.processes.nodes import Seat
 from bench.processes.worker import run_rank
 from bench.workload.build import build

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from bench.analysis import accuracy, accuracy_grid
-from bench.analysis.accuracy import Grade, Graded
-from bench.analysis.accuracy_grid import Overrides
-from bench.analysis.predictions import grade_now
+from bench.analysis.grading import accuracy, accuracy_grid
+from bench.analysis.grading.accuracy import Grade, Graded
+from bench.analysis.grading.accuracy_grid import Overrides
+from bench.analysis.grading.predictions import grade_now
 from bench.config.compose import trial_from
 from bench.processes.simulation_pool import Simulator
 from bench.trial.platform import CPU

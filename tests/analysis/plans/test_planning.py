@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from bench import plan
-from bench.analysis import planning
+from bench.analysis.plans import planning
 from bench.machine import gpu_catalogue
 from bench.methods.least_time import step_seconds
 from bench.methods.simulate import simulate

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import formatting
-from bench.analysis.planning import Advice, Answer, Failure
+from bench.analysis.plans.planning import Advice, Answer, Failure
 from bench.formatting import format_bytes, format_gib_fixed
 from bench.machine.gpu_catalogue import Gpu
 from bench.methods.estimate.inference import cache_bytes

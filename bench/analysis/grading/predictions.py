@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.accuracy import Graded, grade_trial
-from bench.analysis.accuracy_grid import BRIEF, Overrides
+from bench.analysis.grading.accuracy import Graded, grade_trial
+from bench.analysis.grading.accuracy_grid import BRIEF, Overrides
 from bench.config.compose import trial_from
 from bench.machine import gpu_catalogue
 from bench.methods.estimate.closed_form import closed_form

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis import largest_micro_batch
-from bench.analysis.largest_micro_batch import MOST_SEQUENCES, Search, search_largest
+from bench.analysis.plans import largest_micro_batch
+from bench.analysis.plans.largest_micro_batch import MOST_SEQUENCES, Search, search_largest
 from bench.methods.estimate.closed_form import closed_form
 from bench.trial.columns import Simulation
 from bench.trial.platform import CUDA

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.analysis.largest_micro_batch import Predict, Search, initial_guess, search_largest
+from bench.analysis.plans.largest_micro_batch import Predict, Search, initial_guess, search_largest
 from bench.machine.gpu_catalogue import Gpu, catalogue
 from bench.trial.columns import NotSimulated
 from bench.trial.platform import CUDA

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.analysis import conformance, shrunken_configs
-from bench.analysis.conformance import AXES, DIVERSE, Verdict
-from bench.analysis.conformance_table import page, summary
+from bench.analysis.grading import conformance, shrunken_configs
+from bench.analysis.grading.conformance import AXES, DIVERSE, Verdict
+from bench.analysis.grading.conformance_table import page, summary
 from tests.conftest import some
 
 FP32, PURE, NF4 = AXES

@@ -74,7 +74,7 @@ def untrained(model_type: str) -> str | None:
     """Why plain transformers does not train the shrunken architecture on a CPU; None if it does."""
     import torch
 
-    from bench.analysis.shrunken_configs import shrunken
+    from bench.analysis.grading.shrunken_configs import shrunken
     from bench.workload.architectures import auto_class
 
     try:
@@ -94,7 +94,7 @@ def verdict(model_type: str, axis: str) -> Verdict:
     """Measures and simulates an architecture that plain transformers trains, on one axis."""
     import torch
 
-    from bench.analysis.shrunken_configs import shrunken
+    from bench.analysis.grading.shrunken_configs import shrunken
     from bench.methods.measure import allocator_pass
     from bench.methods.simulate import simulate
     from bench.trial.platform import CPU
@@ -118,7 +118,7 @@ def verdict(model_type: str, axis: str) -> Verdict:
 
 def _trial_of(config: Any, axis: str) -> Trial:
     """What `run.py model=FOLDER` and the axis' words would execute, with one step to warm up."""
-    from bench.analysis.accuracy_grid import BRIEF
+    from bench.analysis.grading.accuracy_grid import BRIEF
     from bench.config.compose import trial_from
 
     with tempfile.TemporaryDirectory() as folder:

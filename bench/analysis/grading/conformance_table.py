@@ -6,7 +6,7 @@ why the others do not.
 
 from __future__ import annotations
 
-from bench.analysis.conformance import AXES, TOKENS, Verdict
+from bench.analysis.grading.conformance import AXES, TOKENS, Verdict
 from bench.formatting import markdown_table
 
 _OPENING = f"""# Every architecture of transformers

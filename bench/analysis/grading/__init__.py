@@ -1,0 +1,1 @@
+"""Predictions held against measurements: of this project's grid, of any rows, of every architecture."""
