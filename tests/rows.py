@@ -200,6 +200,7 @@ def _sizes(what: Trial, held: dict[str, int]) -> Row:
     return {
         "param_count": whole + adapters,
         "trainable_param_count": adapters or whole,
+        "active_param_count": whole + adapters,
         "tokens_per_step": what.tokens_per_step,
         "model_flops_per_step": model_flops,
         "hardware_flops_per_step": hardware_flops,

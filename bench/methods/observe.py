@@ -16,6 +16,7 @@ from bench.memory.tracker import Tracker
 from bench.trial.columns import Columns
 from bench.workload import flops
 from bench.workload.architectures import attention_of, blocks_of
+from bench.workload.experts import active_shares
 from bench.workload.state import Run
 from bench.workload.techniques import TECHNIQUES
 from bench.workload.tensors import parameter_counts, parameter_sizes
@@ -25,6 +26,7 @@ from bench.workload.train_step import run_one_step
 def size_columns(run: Run) -> Columns:
     """Columns that follow from model and trial without a step: parameters, tokens and FLOPs of a step."""
     total, trainable = parameter_counts(run)
+    sizes, active = parameter_sizes(run.model), active_shares(run.model, run.model_config)
     matmul, trainable_matmul, block_matmul = _matmul_params(run)
     model_flops, hardware_flops = flops.step_flops(
         run.trial,
@@ -36,6 +38,7 @@ def size_columns(run: Run) -> Columns:
         "tokens_per_step": run.trial.tokens_per_step,
         "param_count": total,
         "trainable_param_count": trainable,
+        "active_param_count": total - round(sum(sizes[p] * (1 - share) for p, share in active.items())),
         "model_flops_per_step": model_flops,
         "hardware_flops_per_step": hardware_flops,
         "attention": attention_of(run.model_config),
@@ -43,9 +46,10 @@ def size_columns(run: Run) -> Columns:
 
 
 def _matmul_params(run: Run) -> tuple[int, int, int]:
-    """How many parameters multiply activations: all, those that train, those inside blocks.
+    """How many parameters multiply a token's activations: all, those that train, those inside blocks.
 
-    Matrices count. An embedding counts only where it is tied to the head, which multiplies by it.
+    Matrices count; of a mixture's experts only as many as work on a token. An embedding counts only where
+    it is tied to the head, which multiplies by it.
     """
     in_blocks = {p for block in blocks_of(run.model).values() for p in block.parameters()}
     looked_up = {m.weight for m in run.model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -55,7 +59,9 @@ def _matmul_params(run: Run) -> tuple[int, int, int]:
         if hasattr(m, "weight") and not isinstance(m, torch.nn.Embedding)
     }
     total = trainable = block = 0
-    for parameter, size in parameter_sizes(run.model).items():
+    active = active_shares(run.model, run.model_config)
+    for parameter, elements in parameter_sizes(run.model).items():
+        size = round(elements * active.get(parameter, 1.0))
         if parameter.ndim < 2 or (parameter in looked_up and parameter not in multiplied):
             continue
         total += size

@@ -12,7 +12,7 @@ from bench.trial.columns import Columns
 from bench.trial.columns import RankBytes
 from bench.machine.provenance import PACKAGES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
         ("predicted_peak_bytes", _INT),
         *((name, _TEXT) for name in ("overrides", "definition")),
         # size
-        *((name, _INT) for name in ("param_count", "trainable_param_count")),
+        *((name, _INT) for name in ("param_count", "trainable_param_count", "active_param_count")),
         # memory
         *((name, _INT) for name in RANK_BYTES),
         ("peak_phase", _TEXT),

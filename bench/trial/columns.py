@@ -56,6 +56,7 @@ class Columns(RankBytes, total=False):
     threads: int
     param_count: int
     trainable_param_count: int
+    active_param_count: int
     tokens_per_step: int
     model_flops_per_step: float
     hardware_flops_per_step: float

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
 
 
@@ -87,10 +88,18 @@ def quantised_experts(model: nn.Module) -> Iterator[Quantised]:
                 yield Quantised(module.original, first.quant_state)  # type: ignore[arg-type]
 
 
-def active_share(config: Any, experts: int) -> float:
-    """The share of `experts` that work on a token, by the configuration of the text model."""
+def active_shares(model: nn.Module, config: Any) -> dict[nn.Parameter, float]:
+    """Of each fused expert parameter, packed or not, the share that works on a token."""
+    sizes = {parameter: parameter.shape[0] for _, _, parameter in fused_experts(model.modules())}
+    sizes |= {experts.packed: experts.state.shape[0] for experts in quantised_experts(model)}
     text = config.get_text_config(decoder=True)
-    chosen = next(
-        (n for key in _EXPERTS_A_TOKEN if isinstance(n := getattr(text, key, None), int)), experts
-    )
-    return min(1.0, chosen / experts)
+    experts_of_a_token = _first_number(text, _EXPERTS_A_TOKEN)
+    if experts_of_a_token is None:
+        return {}
+    known = {getattr(text, name, None) for name in _EXPERTS}
+    return {p: min(1.0, experts_of_a_token / count) for p, count in sizes.items() if count in known}
+
+
+def _first_number(config: Any, names: Iterable[str]) -> int | None:
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int)), None)

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from bench.config.compose import trial_from
+from bench.methods import observe
 from bench.trial.spec import Trial
+from bench.workload import flops
+from bench.workload.architectures import config_of, on_meta
 from bench.workload.build import build
-from bench.workload.experts import quantised_experts
+from bench.workload.experts import active_shares, quantised_experts
 from bench.workload.state import CannotExistError, NotInForceError
 from bench.workload.techniques import lora, precision
 from bench.workload.train_step import step
+from tests.conftest import make_trial
 
 CPU = torch.device("cpu")
 HIDDEN, FFN, EXPERTS, LAYERS, VOCAB = 64, 96, 4, 2, 512
@@ -80,3 +84,31 @@ def test_adapters_lie_on_experts_where_peft_can_put_them() -> None:
         evidence = lora.watch(run)()
         assert evidence.get("lora_expert_parameters", 0) == on_experts
         assert evidence["lora_modules"] >= adapters + on_experts
+
+
+@pytest.mark.parametrize(
+    ("level", "billions"),
+    [
+        ("mixtral-8x7b", 12.9),  # arXiv 2401.04088
+        ("qwen3-30b-a3b", 3.3),  # arXiv 2505.09388
+        ("deepseek-v3", 37),  # arXiv 2412.19437
+    ],
+)
+def test_active_parameters_are_the_published_ones(level: str, billions: float) -> None:
+    trial = make_trial(f"model={level}")
+    model = on_meta(trial)
+    shares = active_shares(model, config_of(trial.model))
+    passive = sum(parameter.numel() * (1 - share) for parameter, share in shares.items())
+    active = (sum(p.numel() for p in model.parameters()) - passive) / 1e9
+    assert active == pytest.approx(billions, rel=0.02)
+
+
+def test_a_mixture_counts_the_arithmetic_of_active_experts_only() -> None:
+    run = build(mixture("precision=bf16_pure"), CPU)
+    columns = observe.size_columns(run)
+    idle = IN_EXPERTS // 2  # 2 of 4 experts work on a token
+    assert columns["active_param_count"] == columns["param_count"] - idle
+    tokens = run.trial.tokens_per_step
+    matmul = columns["param_count"] - VOCAB * HIDDEN - (2 * LAYERS + 1) * HIDDEN - idle
+    attention = flops.attention_flops(run.trial)
+    assert columns["model_flops_per_step"] == pytest.approx(6 * matmul * tokens + 3 * attention)
