@@ -87,7 +87,7 @@ def _architectures(folder: Path, sample: int, seed: int) -> int:
     for _ in track(conformance.walk(names, found), "walking", len(names), console=Console(stderr=True)):
         pass
     verdicts = [verdict for verdict in conformance.read(found) if verdict.architecture in names]
-    page = conformance_table.page(verdicts, transformers.__version__)
+    page = conformance_table.page(verdicts, transformers.__version__, names)
     target = (folder if sample else ROOT / "docs") / "architectures.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page)

@@ -40,12 +40,13 @@ def summary(verdicts: list[Verdict]) -> list[list[str]]:
 _COUNTS = ["axis", "trained", "combinable", "measured", "simulated", "within 1 %", "share"]
 
 
-def page(verdicts: list[Verdict], version: str) -> str:
+def page(verdicts: list[Verdict], version: str, names: list[str]) -> str:
     """The whole page.
 
     Args:
         verdicts: of a walk.
         version: of the installed transformers.
+        names: of all architectures; those that a walk has not finished are named.
     """
     trained: dict[str, dict[str, Verdict]] = {}
     for found in verdicts:
@@ -59,6 +60,9 @@ def page(verdicts: list[Verdict], version: str) -> str:
     others = [
         [v.architecture, v.axis, _cell(v), _plain(v.reason)] for v in verdicts if v.axis and not v.conforms
     ]
+    unfinished = sorted(
+        {name for name in names if len(trained.get(name, {})) < len(AXES)} - {name for name, _ in untrained}
+    )
     parts = [
         _OPENING.format(version=version),
         markdown_table(_COUNTS, summary(verdicts), _COUNTS[1:]),
@@ -68,6 +72,8 @@ def page(verdicts: list[Verdict], version: str) -> str:
         "## What plain transformers does not train here\n\n"
         + markdown_table(["architecture", "why"], sorted(untrained), []),
     ]
+    if unfinished:
+        parts.insert(2, f"Not walked on every axis yet ({len(unfinished)}): {', '.join(unfinished)}.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
