@@ -3,8 +3,9 @@
 It predicts each measured trial by simulation and by both formulas, without a device, and prints the errors
 by technique. The table is also written to DIR/report/grades.md, every trial to DIR/report/grades.csv.
 `grid=true` first measures the tests' grid of configurations on the CPU; `sample=40` measures 40 random ones
-(`seed=0`). `architectures=true` asks whether every language model of the installed transformers is measured
-and simulated alike, and writes docs/architectures.md; with `sample=8` it asks eight, and the page is in
+(`seed=0`); `model=DIR,NAME` measures these models, plain, with LoRA and checkpointing, and in nf4.
+`architectures=true` asks whether every language model of the installed transformers is measured and
+simulated alike, and writes docs/architectures.md; with `sample=8` it asks eight, and the page is in
 DIR/report/. Interrupted, the same command goes on. Exit codes: 0; 1 if there is nothing to grade, or a
 trial could not be graded; 2 if the command line is wrong.
 """
@@ -24,27 +25,28 @@ def main(arguments: list[str]) -> int:
 
     from bench import formatting
     from bench.analysis.grading import accuracy, accuracy_grid
+    from bench.config.compose import CommandError
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.paths import ROOT
 
     defaults: dict[str, Any] = {"results_dir": ROOT / "results", "grid": False, "sample": 0, "seed": 0}
-    defaults["architectures"] = False
+    defaults |= {"architectures": False, "model": ""}
     try:
         words = read_key_values(arguments, defaults)
-    except KeyValueError as error:
+        chosen = _of_models(words["model"])
+    except (KeyValueError, CommandError) as error:
         print(f"bench/grade.py: {error}", file=sys.stderr)
         return 2
     folder: Path = words["results_dir"]
     if words["architectures"]:
         return _architectures(folder / "report", words["sample"], words["seed"])
-    chosen = (accuracy_grid.grid() if words["grid"] else []) + accuracy_grid.sample(
-        words["sample"], words["seed"]
-    )
+    chosen += accuracy_grid.grid() if words["grid"] else []
+    chosen += accuracy_grid.sample(words["sample"], words["seed"])
     graded, failed = _grade(folder, chosen)
     if not graded:
         print(
             f"bench/grade.py: nothing to grade in {folder / 'trials'}; run bench/run.py first, "
-            "or say grid=true",
+            "or say grid=true or model=NAME",
             file=sys.stderr,
         )
         return 1
@@ -65,6 +67,21 @@ def main(arguments: list[str]) -> int:
         f"\n{len(graded)} trials; every one in {folder / 'report' / 'grades.csv'}", highlight=False
     )
     return 1 if failed else 0
+
+
+def _of_models(names: str) -> list[tuple[str, ...]]:
+    """What is measured of each model given: plain, with LoRA and checkpointing, quantised.
+
+    Raises:
+        CommandError: a name is of no model.
+    """
+    from bench.analysis.grading.conformance import AXES
+    from bench.config import compose
+
+    levels = [name for name in names.split(",") if name]
+    for level in levels:
+        compose.trial_from([f"model={level}"])
+    return [(f"model={level}", *words) for level in levels for words in AXES.values()]
 
 
 def _architectures(folder: Path, sample: int, seed: int) -> int:

@@ -82,7 +82,7 @@ def grade_trial(
 
 
 def _levels(trial: Trial) -> Iterator[str]:
-    yield f"family={trial.model.family}"
+    yield f"family={(trial.model.config or {}).get('model_type', trial.model.family)}"
     for axis in AXES[1:]:
         yield f"{axis}={getattr(trial, axis).name}"
 

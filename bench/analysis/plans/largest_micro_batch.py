@@ -110,7 +110,9 @@ def search_largest(searches: list[Search], predict: Predict) -> None:
 
 
 def initial_guess(trial: Trial, free_bytes: int) -> int:
-    """The largest micro-batch whose peak by the closed form for CUDA fits; 0 if none does."""
+    """The largest micro-batch that fits by the closed form for CUDA; 0 if none does, or it has no form."""
+    if trial.model.by_config:
+        return 0
     low, high = 0, MOST_SEQUENCES + 1
     while high - low > 1:
         size = (low + high) // 2
