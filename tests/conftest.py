@@ -76,6 +76,12 @@ def pytest_configure() -> None:
         importlib.import_module("bench.processes.preload")
 
 
+@pytest.fixture(autouse=True)
+def no_columns() -> None:
+    """Libraries that tests use set $COLUMNS, which the commands take for the width of the screen."""
+    os.environ.pop("COLUMNS", None)
+
+
 @pytest.fixture
 def every_core() -> Iterator[None]:
     """All cores of this machine, for a test that divides them."""

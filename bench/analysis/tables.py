@@ -67,7 +67,7 @@ def _pairs_as_table(study: pd.DataFrame, pairs: list[Neighbours]) -> pd.DataFram
         freed_bytes=[pair.before[PEAK] - pair.after[PEAK] for pair in pairs],
         peak_change=[pair.peak_change for pair in pairs],
         rate_change=[pair.rate_change for pair in pairs],
-        rates_differ=[pair.rates_differ for pair in pairs],
+        rates_differ=pd.array([pair.rates_differ for pair in pairs], dtype=bool),
     )
 
 
@@ -139,7 +139,7 @@ def frontier(study: pd.DataFrame) -> pd.DataFrame:
     Rates are medians. Trials whose ranks shared one device are left out: their rates are not of a device.
     """
     fits = study[(study["status"] == "ok") & study[RATE].notna() & study[PEAK].notna()]
-    fits = fits[[neighbours.timed_alone(row) for row in row_dicts(fits)]]
+    fits = _where(fits, [neighbours.timed_alone(row) for row in row_dicts(fits)])
     fits = fits.sort_values([PEAK, RATE], ascending=[True, False])
     best = fits[RATE].cummax().shift(fill_value=float("-inf"))
     return fits[fits[RATE] > best]
@@ -155,7 +155,12 @@ def fastest_within(study: pd.DataFrame) -> pd.DataFrame:
     for row in row_dicts(edge := frontier(study)):
         kept.append(row[LOW] > fastest)
         fastest = row[HIGH] if kept[-1] else fastest
-    return edge[kept]
+    return _where(edge, kept)
+
+
+def _where(table: pd.DataFrame, kept: list[bool]) -> pd.DataFrame:
+    """The rows that are kept; an empty list would be taken for one of columns."""
+    return table[pd.Series(kept, index=table.index, dtype=bool)]
 
 
 def curves(trials: pd.DataFrame, axis: str) -> pd.DataFrame:

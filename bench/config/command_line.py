@@ -103,7 +103,9 @@ def _with_quoted_path(word: str) -> str:
         return word
     if key == "results_dir":  # it cannot be swept, so a comma is a character like any other
         return f"{key}={quoted(value)}"
-    if key == "model.pretrained" and not re.match(r"\w+\(", value):
+    if key == "model.pretrained" or (key == "model" and "/" in value):
+        if re.match(r"\w+\(", value):  # a function of Hydra's grammar, as glob(*)
+            return word
         return f"{key}={','.join(map(quoted, value.split(',')))}"
     return word
 

@@ -183,9 +183,11 @@ def speed_against_memory(study: pd.DataFrame) -> Chart | None:
         color=INK, strokeDash=[4, 3], strokeWidth=1.2, interpolate="step-after"
     )
     right = edge["peak"] >= points["peak"].mean()
+    places = ((edge[~right], "left", 9, 14), (edge[right], "right", -9, -7))
     names = [  # away from the line, and from the axis
-        alt.Chart(edge[~right]).mark_text(align="left", dx=9, dy=14, fontSize=10, color=INK),
-        alt.Chart(edge[right]).mark_text(align="right", dx=-9, dy=-7, fontSize=10, color=INK),
+        alt.Chart(some).mark_text(align=align, dx=dx, dy=dy, fontSize=10, color=INK)
+        for some, align, dx, dy in places
+        if not some.empty
     ]
     named = [name.encode(x=x, y=y, text="label:N") for name in names]
     return styled_chart(line.encode(x=x, y=y), intervals, marks, *named, height=420)

@@ -25,7 +25,7 @@ def test_verdicts_follow_from_the_numbers() -> None:
     claim = Claim("half", "a paper", before="a", after="b", of=("x", "y"), between=(0.4, 0.6))
     value = literature.simulated(claim, {"a": {"x": 6, "y": 4}, "b": {"x": 3, "y": 2}})
     found = Finding(claim, value)
-    assert (found.value, found.verdict) == (0.5, "confirmed")
+    assert (found.simulated, found.verdict) == (0.5, "confirmed")
     worse = literature.simulated(claim, {"a": {"x": 6, "y": 4}, "b": {"x": 3, "y": 4}})
     assert Finding(claim, worse).verdict == "contradicted"
     assert Finding(Claim("none", "a paper", untestable="because")).verdict == "not testable"

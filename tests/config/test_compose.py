@@ -174,9 +174,14 @@ def test_any_path_is_a_results_dir(path: str) -> None:
     assert again.results_dir == command.results_dir, "as Hydra reads it"
 
 
-def test_a_path_may_be_a_checkpoint_and_several_are_a_sweep() -> None:
-    assert checked("model.pretrained=/tmp/über (1),/tmp/b c") == 2
-    assert trial_from(["model.pretrained='/tmp/über'"]).model.pretrained == "/tmp/über"
+def test_a_path_may_be_a_checkpoint_and_several_are_a_sweep(tmp_path: Path) -> None:
+    paths = [tmp_path / "über (1)", tmp_path / "b c"]
+    for path in paths:
+        path.mkdir()
+        (path / "config.json").write_text('{"model_type": "llama"}')
+    for key in ("model.pretrained", "model"):
+        assert checked(f"{key}={paths[0]},{paths[1]}") == 2
+        assert trial_from([f"{key}='{paths[0]}'"]).model.pretrained == str(paths[0])
 
 
 def test_bytes_take_units_and_are_the_same_trial() -> None:

@@ -23,7 +23,7 @@ from bench.machine import leases
 from bench.processes import isolate
 from bench.results import parquet, store
 from bench.results.row_file import RowFile
-from tests.conftest import ALONE, BRIEF, ROOT, some
+from tests.conftest import ALONE, BRIEF, ROOT, SHORT, some
 from tests.rows import all_rows
 from tests.sweeps import Here, workers
 
@@ -265,7 +265,7 @@ def test_stopped_at_once(here: Here, asked: str) -> None:
 
 
 def test_reader_of_the_lines_goes_away(here: Here) -> None:
-    words = ("-m", *BRIEF, ALONE, "method=estimate", "seed=1,2,3", f"results_dir={here.folder}")
+    words = ("-m", *BRIEF, ALONE, "method=estimate", "seed=1,2,3", SHORT, f"results_dir={here.folder}")
     door = subprocess.Popen(
         [sys.executable, str(ROOT / "bench" / "run.py"), *words],
         stdout=subprocess.PIPE,
@@ -282,7 +282,7 @@ def test_reader_of_the_lines_goes_away(here: Here) -> None:
 
 
 def test_two_sweeps_at_once_into_one_folder(here: Here) -> None:
-    words = ("-m", *BRIEF, ALONE, "method=estimate", "seed=1,2,3", f"results_dir={here.folder}")
+    words = ("-m", *BRIEF, ALONE, "method=estimate", "seed=1,2,3", SHORT, f"results_dir={here.folder}")
     command = [sys.executable, str(ROOT / "bench" / "run.py"), *words]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]

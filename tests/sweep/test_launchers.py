@@ -8,6 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bench.config.compose import CommandError
+from bench.config.key_values import quoted
 from bench.sweep.launchers import registry
 from tests.conftest import door
 
@@ -35,6 +36,6 @@ def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/a b", "/it's", "/a,b", "/a\\'b", "/x=y", "/{a: b}", "/ends\\"])
 def test_any_path_goes_through_hydras_grammar_whole(path: str) -> None:
-    (read,) = OverridesParser.create().parse_overrides([f"results_dir={registry._quoted(path)}"])
+    (read,) = OverridesParser.create().parse_overrides([f"results_dir={quoted(path)}"])
     assert not read.is_sweep_override()
     assert str(read.value()) == path

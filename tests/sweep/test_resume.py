@@ -107,7 +107,7 @@ def test_what_has_a_row_is_not_planned(here: Here, capsys: Any) -> None:
 
 
 def test_what_cannot_fit_is_left_out_if_asked_and_tried_if_not(here: Here) -> None:
-    words = ("memory_limit_bytes=20000000",)
+    words = ("memory_limit_bytes=20000000", "seq_len=128")
     assert here.run(*words, "skip_predicted_oom=true") == 0
     (row,) = here.rows()
     assert row["status"] == "skipped"

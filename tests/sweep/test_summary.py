@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from typing import cast
+
+from rich.console import Console
+
 from bench.sweep import summary
 from bench.trial.spec import subject_of_rows
 from tests import rows as made
@@ -25,9 +30,11 @@ def test_what_ran_out_of_memory_needs_more_than_it_reached_and_says_what_was_pre
     (peak, *others) = summary.cells(failed, None)
     assert peak == f"> {failed['peak_allocated_bytes'] / 2**30:.2f}"
     assert not any(others)
-    reason = next(iter(summary.table([failed]).columns[-1].cells))
-    assert "predicted to need 1" in str(reason)
-    assert "GiB (closed form)" in str(reason)
+    screen = Console(width=300, file=io.StringIO())
+    summary.show_table(screen, [failed])
+    said = cast(io.StringIO, screen.file).getvalue()
+    assert "predicted to need 1" in said
+    assert "GiB (closed form)" in said
 
 
 def test_the_speed_of_ranks_that_share_a_device_is_not_compared() -> None:
