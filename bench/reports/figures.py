@@ -7,6 +7,7 @@ figures_across.py the figures over several techniques, models or sets of rows.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import altair as alt
 import pandas as pd
@@ -183,6 +184,7 @@ def speed_against_memory(study: pd.DataFrame) -> Chart | None:
         color=INK, strokeDash=[4, 3], strokeWidth=1.2, interpolate="step-after"
     )
     right = edge["peak"] >= points["peak"].mean()
+    places: tuple[tuple[pd.DataFrame, Literal["left", "right"], int, int], ...]
     places = ((edge[~right], "left", 9, 14), (edge[right], "right", -9, -7))
     names = [  # away from the line, and from the axis
         alt.Chart(some).mark_text(align=align, dx=dx, dy=dy, fontSize=10, color=INK)
