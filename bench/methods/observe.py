@@ -26,8 +26,9 @@ from bench.workload.train_step import run_one_step
 def size_columns(run: Run) -> Columns:
     """Columns that follow from model and trial without a step: parameters, tokens and FLOPs of a step."""
     total, trainable = parameter_counts(run)
-    sizes, active = parameter_sizes(run.model), active_shares(run.model, run.model_config)
-    matmul, trainable_matmul, block_matmul = _matmul_params(run)
+    shares = active_shares(run.model, run.model_config)
+    active = {p: round(size * shares.get(p, 1.0)) for p, size in parameter_sizes(run.model).items()}
+    matmul, trainable_matmul, block_matmul = _matmul_params(run, active)
     model_flops, hardware_flops = flops.step_flops(
         run.trial,
         matmul_params=matmul,
@@ -38,18 +39,18 @@ def size_columns(run: Run) -> Columns:
         "tokens_per_step": run.trial.tokens_per_step,
         "param_count": total,
         "trainable_param_count": trainable,
-        "active_param_count": total - round(sum(sizes[p] * (1 - share) for p, share in active.items())),
+        "active_param_count": sum(active.values()),
         "model_flops_per_step": model_flops,
         "hardware_flops_per_step": hardware_flops,
         "attention": attention_of(run.model_config),
     }
 
 
-def _matmul_params(run: Run) -> tuple[int, int, int]:
+def _matmul_params(run: Run, active: dict[torch.nn.Parameter, int]) -> tuple[int, int, int]:
     """How many parameters multiply a token's activations: all, those that train, those inside blocks.
 
-    Matrices count; of a mixture's experts only as many as work on a token. An embedding counts only where
-    it is tied to the head, which multiplies by it.
+    Matrices count, with the `active` elements of each, those that work on a token. An embedding counts only
+    where it is tied to the head, which multiplies by it.
     """
     in_blocks = {p for block in blocks_of(run.model).values() for p in block.parameters()}
     looked_up = {m.weight for m in run.model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -59,9 +60,7 @@ def _matmul_params(run: Run) -> tuple[int, int, int]:
         if hasattr(m, "weight") and not isinstance(m, torch.nn.Embedding)
     }
     total = trainable = block = 0
-    active = active_shares(run.model, run.model_config)
-    for parameter, elements in parameter_sizes(run.model).items():
-        size = round(elements * active.get(parameter, 1.0))
+    for parameter, size in active.items():
         if parameter.ndim < 2 or (parameter in looked_up and parameter not in multiplied):
             continue
         total += size

@@ -29,7 +29,7 @@ from bench.trial.spec import Trial
 
 T = TypeVar("T")
 
-_DOUBTFUL_SHARE = 0.3  # of the memory: the closed form says a third of the truth at worst (bench/grade.py)
+_DOUBTFUL_SHARE = 0.3  # of the memory: beyond it the closed form, which may be too low, is not trusted
 
 
 @dataclass(frozen=True)
