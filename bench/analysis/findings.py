@@ -30,7 +30,7 @@ def findings(studies: list[pd.DataFrame], all_graded: list[Graded]) -> list[str]
 
     Args:
         studies: what `studies.studies` returns, so the largest measured study first.
-        all_graded: what `tables.errors` returns.
+        all_graded: what `predicted.errors` returns.
     """
     sentences = []
     if studies:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import claims_table, findings, literature, studies, tables
+from bench.analysis import claims_table, findings, literature, predicted, studies, tables
 from bench.analysis.grading import accuracy
 from bench.analysis.studies import PEAK, RATE
 from bench.formatting import count_of, format_bytes, format_change
@@ -31,9 +31,9 @@ def build_report(
         claims: the ledger of claims.
         simulated: the simulated values of the claims (`literature.read_values`).
     """
-    trials = tables.with_expected_peaks(studies.trials(rows))
+    trials = predicted.with_expected_peaks(studies.trials(rows))
     every = studies.studies(trials)
-    errors = tables.errors(trials)
+    errors = predicted.errors(trials)
     sections: list[Section | None] = [_devices(rows, trials)]
     shown = studies.comparable_studies(every)[:_STUDIES]
     for number, study in enumerate(shown, 1):

@@ -26,7 +26,7 @@ def study_sections(study: pd.DataFrame, number: int) -> list[Section]:
     """The sections of one study; `number` makes their anchors and their tables' names unique.
 
     Args:
-        study: trials of `tables.with_expected_peaks`.
+        study: trials of `predicted.with_expected_peaks`.
         number: which study of the report this is, from 1 on.
     """
     anchor = f"study-{number}"

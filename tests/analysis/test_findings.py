@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bench.analysis import studies, tables
+from bench.analysis import predicted, studies
 from bench.analysis.findings import findings, warnings
 from bench.formatting import count_of, format_bytes, format_change
 from tests import rows as made
@@ -12,7 +12,7 @@ from tests import rows as made
 
 def said(rows: list[made.Row]) -> list[str]:
     trials = studies.trials(pd.DataFrame(rows))
-    return findings(studies.studies(trials), tables.errors(trials))
+    return findings(studies.studies(trials), predicted.errors(trials))
 
 
 def test_the_lowest_peak_and_the_best_technique_of_a_toy_that_is_named() -> None:

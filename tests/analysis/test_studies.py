@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from bench.analysis import studies, tables
+from bench.analysis import predicted, studies
 from tests import rows as made
 
 
@@ -98,4 +98,4 @@ def test_a_definition_that_is_none_is_not_believed(text: str) -> None:
     found = studies.trials(rows)
     assert len(found) == 2
     assert set(found["model"]) == {"llama-tiny"}
-    assert tables.errors(found) == []
+    assert predicted.errors(found) == []

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.analysis import neighbours, studies, tables
+from bench.analysis import neighbours, predicted, studies, tables
 from bench.analysis.tables import PEAK, RATE
 from tests import rows as made
 
@@ -94,7 +94,7 @@ def test_what_is_fastest_is_faster_beyond_doubt() -> None:
 
 
 def test_what_ran_out_of_memory_needs_more_and_is_no_peak(trials: pd.DataFrame) -> None:
-    found = tables.with_expected_peaks(trials[trials["method"] == "measure"])
+    found = predicted.with_expected_peaks(trials[trials["method"] == "measure"])
     (failed,) = studies.row_dicts(found[(found["status"] == "oom") & (found["precision"] == "fp32")])
     assert failed["expected_by"] == "closed form"
     assert failed["expected_bytes"] > failed["device_memory_bytes"] > failed[PEAK]
@@ -143,7 +143,7 @@ def test_ratios_are_of_pairs_that_differ_in_one_axis(trials: pd.DataFrame) -> No
 
 
 def test_errors_pair_a_measurement_with_predictions_for_its_kind_of_device(trials: pd.DataFrame) -> None:
-    errors = {(one.label, one.measured_bytes): one.errors for one in tables.errors(trials)}
+    errors = {(one.label, one.measured_bytes): one.errors for one in predicted.errors(trials)}
     peak = int(row(made.GRID[0])[PEAK])
     said = errors[("fp32", peak)]
     factor = {name: factors[0] for name, factors in made.FACTORS.items()}
@@ -156,7 +156,7 @@ def test_errors_pair_a_measurement_with_predictions_for_its_kind_of_device(trial
 
 
 def test_every_trial_is_one_line_of_the_last_table(trials: pd.DataFrame, tmp_path: Path) -> None:
-    lines = tables.rows_table(tables.with_expected_peaks(trials))
+    lines = tables.rows_table(predicted.with_expected_peaks(trials))
     assert len(lines) == len(trials)
     fp32 = lines[(lines["techniques"] == "fp32") & (lines["method"] == "measure")]
     assert row(made.GRID[0])[PEAK] / 2**30 in list(fp32["peak GiB"])
