@@ -107,15 +107,22 @@ case "${1:-all}" in
     test)
         make_environment
         find_browser
-        say "Style and types"
+        say "Style"
         "$venv/bin/python" -m ruff check .
         "$venv/bin/python" -m ruff format --check .
-        "$venv/bin/python" -m mypy
         "$venv/bin/lint-imports" --no-cache --no-logo
-        say "Tests"
+        say "Tests, and types beside them"
+        status=0 types_log=$(mktemp)
+        "$venv/bin/python" -m mypy > "$types_log" 2>&1 &
+        types=$!
+        trap 'kill $types 2>/dev/null; rm -f "$types_log"' EXIT
         # Side by side, a core each; tests/conftest.py says which stay together. `-n 0`: one after the other.
         "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadscope --no-loadscope-reorder \
-            --durations=10 "${@:2}"
+            --durations=10 "${@:2}" || status=$?
+        say "Types"
+        wait $types || status=1
+        cat "$types_log"
+        exit $status
         ;;
     setup) make_environment ;;
     reference)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,17 @@ FLAGS = (
     "--disable-sync",
 )
 EVIL = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
-ROWS = [*made.all_rows(), made.measured("lora=on lora.rank=2") | {"reason": EVIL}]
-TRIALS = studies.trials(pd.DataFrame(ROWS))
+
+
+@cache
+def all_rows() -> list[dict[str, Any]]:
+    return [*made.all_rows(), made.measured("lora=on lora.rank=2") | {"reason": EVIL}]
+
+
+@cache
+def trials() -> pd.DataFrame:
+    return studies.trials(pd.DataFrame(all_rows()))
+
 
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER),
@@ -47,7 +57,8 @@ pytestmark = pytest.mark.skipif(
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("report")
     write.write_report(
-        contents.build_report(pd.DataFrame(ROWS), literature.read_claims(literature.LEDGER), {}), target
+        contents.build_report(pd.DataFrame(all_rows()), literature.read_claims(literature.LEDGER), {}),
+        target,
     )
     return target / "index.html"
 
@@ -118,9 +129,9 @@ def header(chrome: Chrome, name: str) -> WebElement:
 
 def test_filters_leave_the_trials_that_pass_them(opened: Opened) -> None:
     chrome = opened()
-    assert said(chrome) == f"1 to 25 of {len(TRIALS)} trials"
+    assert said(chrome) == f"1 to 25 of {len(trials())} trials"
     Select(chrome.find_element(By.CSS_SELECTOR, "[data-filter=precision]")).select_by_value("nf4")
-    four_bit = TRIALS[TRIALS["precision"] == "nf4"]
+    four_bit = trials()[trials()["precision"] == "nf4"]
     assert said(chrome) == f"1 to {len(four_bit)} of {len(four_bit)} trials"
     assert set(column(chrome, "precision")) == {"nf4"}
     chrome.find_element(By.CSS_SELECTOR, "[data-most]").send_keys("0.0099")
@@ -128,13 +139,13 @@ def test_filters_leave_the_trials_that_pass_them(opened: Opened) -> None:
     assert 0 < len(small) < len(four_bit)
     assert said(chrome) == f"1 to {len(small)} of {len(small)} trials"
     chrome.find_element(By.CSS_SELECTOR, "[type=reset]").click()
-    WebDriverWait(chrome, 20).until(lambda driver: said(driver) == f"1 to 25 of {len(TRIALS)} trials")
+    WebDriverWait(chrome, 20).until(lambda driver: said(driver) == f"1 to 25 of {len(trials())} trials")
 
 
 def test_search_finds_words_in_any_column(opened: Opened) -> None:
     chrome = opened()
     chrome.find_element(By.CSS_SELECTOR, ".dt-search input").send_keys("out of memory")
-    full = (TRIALS["status"] == "oom").sum()
+    full = (trials()["status"] == "oom").sum()
     WebDriverWait(chrome, 20).until(lambda driver: said(driver) == f"1 to {full} of {full} trials")
     assert set(column(chrome, "status")) == {"oom"}
 
@@ -144,7 +155,7 @@ def test_headers_sort_by_mouse_and_by_keyboard(opened: Opened) -> None:
     header(chrome, "peak GiB").click()
     numbers = [float(text) for text in column(chrome, "peak GiB")]
     assert numbers == sorted(numbers)
-    peaks = TRIALS[TRIALS["status"] == "ok"]["peak_allocated_bytes"]
+    peaks = trials()[trials()["status"] == "ok"]["peak_allocated_bytes"]
     least = peaks.min() / 2**30
     assert numbers[0] == pytest.approx(least, rel=1e-3)
     header(chrome, "peak GiB").find_element(By.CSS_SELECTOR, "[tabindex]").send_keys(Keys.ENTER)
@@ -168,7 +179,7 @@ def test_a_click_unfolds_the_command(opened: Opened) -> None:
     folded.find_element(By.TAG_NAME, "summary").click()
     shown = folded.find_element(By.TAG_NAME, "code")
     assert shown.is_displayed()
-    assert shown.text in {row["overrides"] for row in ROWS}
+    assert shown.text in {row["overrides"] for row in all_rows()}
 
 
 def test_hovering_over_a_bar_says_what_it_is(opened: Opened) -> None:
