@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from bench.analysis import studies
-from bench.machine import provenance
+from bench.machine import leases, provenance
 from bench.paths import ROOT
 from bench.results import store
 from bench.sweep import diagnosis, forecast, resume
-from tests.conftest import door, door_here, make_trial
+from tests.conftest import door, door_here, make_trial, some
 from tests.rows import all_rows
 from tests.sweeps import Here
 
@@ -125,17 +125,32 @@ def test_what_fits_is_not_left_out(here: Here) -> None:
 
 
 @pytest.mark.usefixtures("every_core")
-def test_trials_side_by_side_divide_the_cores(here: Here) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
+def test_trials_side_by_side_divide_the_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
         pytest.skip("one core cannot be divided")
+    one, other = make_trial("seed=1"), make_trial("seed=2")
+    with (
+        leases.hold_devices(one, jobs=2, busy="flag") as first,
+        leases.hold_devices(other, jobs=2, busy="flag") as second,
+    ):
+        assert len(first.cores) == len(second.cores) == len(cores) // 2
+        assert not set(first.cores) & set(second.cores)
+        assert not first.shared and not second.shared
+
+
+@pytest.mark.parametrize("method", some(["estimate", "measure"], every=2))
+@pytest.mark.usefixtures("every_core")
+def test_jobs_side_by_side(here: Here, method: str) -> None:
     done = door(
-        *("-m", "jobs=2", "seed=1,2,3", "timing.min_steps=3", "timing.max_steps=3"),
-        f"results_dir={here.folder}",
+        *("-m", "jobs=2", "seed=1,2,3", f"method={method}"),
+        *("timing.min_steps=3", "timing.max_steps=3", f"results_dir={here.folder}"),
     )
     assert done.returncode == 0, done.stderr
     rows = here.rows()
     assert [row["status"] for row in rows] == ["ok"] * 3
-    assert {row["threads"] for row in rows} == {len(os.sched_getaffinity(0)) // 2}
+    if method == "measure":
+        assert {row["threads"] for row in rows} == {max(1, len(os.sched_getaffinity(0)) // 2)}
     assert not any(row["device_shared"] for row in rows)
     assert "jobs" not in rows[0]["overrides"]
 
