@@ -65,7 +65,7 @@ WORDS = [
     ("model={layers: 3}",),
 ]
 CHOSEN = [(f"{level.parent.name}={level.stem}", f"{level.parent.name}.name=other") for level in LEVELS]
-GRADED = [*accuracy_grid.grid()[::12], *accuracy_grid.sample(4, seed=3)]
+GRADED = [*accuracy_grid.grid()[::24], *accuracy_grid.sample(2, seed=3)]
 
 
 def test_composing_once_gives_what_hydra_gives_for_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_composing_once_gives_what_hydra_gives_for_each_line(monkeypatch: pytest
         return found
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        lines = [*WORDS, *CHOSEN[::3], *GRADED]
+        lines = [*WORDS, *CHOSEN[::8], *GRADED]
         quick = answers(lines)
         assert compose._from_levels(["lora=on", "seed=1"]) is not None
         monkeypatch.setattr(compose, "_from_levels", lambda _overrides: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,6 +28,14 @@ def written(rows: list[made.Row], target: Path) -> str:
     claims = literature.read_claims(literature.LEDGER)
     write.write_report(contents.build_report(pd.DataFrame(rows), claims, {}), target)
     return (target / "index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on all rows; to be read only."""
+    folder = tmp_path_factory.mktemp("everything")
+    written(made.all_rows(), folder)
+    return folder
 
 
 class Page(HTMLParser):
@@ -81,8 +90,8 @@ def test_a_real_sweep(bench_run: Callable[..., Command]) -> None:
     assert "train adapters with lora=on" in table["reason"].dropna().iloc[0]
 
 
-def test_the_page_is_one_file_that_names_no_address(tmp_path: Path) -> None:
-    text = written(made.all_rows(), tmp_path)
+def test_the_page_is_one_file_that_names_no_address(everything: Path) -> None:
+    text = (everything / "index.html").read_text()
     page = Page(text)
     anchors = {address for address in page.addresses if address.startswith("#")}
     assert set(page.addresses) - anchors == {"data:,"}
@@ -101,22 +110,21 @@ def test_the_headline_reproduces_each_rung(tmp_path: Path) -> None:
         assert line[1] == f"{commands[command]['peak_allocated_bytes'] / 2**20:.1f} MiB"
 
 
-def test_figures_and_tables_lie_beside_it(tmp_path: Path) -> None:
-    written(made.all_rows(), tmp_path)
-    names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
+def test_figures_and_tables_lie_beside_it(everything: Path) -> None:
+    names = {path.stem for path in (everything / "figures").glob("*.svg")}
     assert names >= {"memory-1", "trade-off-1", "pairs-1", "lora_rank-peak", "seq_len-rate", "predictions"}
     for name in names:
-        svg = (tmp_path / "figures" / f"{name}.svg").read_text()
+        svg = (everything / "figures" / f"{name}.svg").read_text()
         assert "currentColor" not in svg
         assert 'fill="white"' in svg
-        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    claims = pd.read_csv(tmp_path / "tables" / "claims.csv")
+        assert (everything / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    claims = pd.read_csv(everything / "tables" / "claims.csv")
     assert set(claims["verdict"]) == {"confirmed", "contradicted"}, "only what was put to a test"
     assert claims["measured here"].notna().all()
 
 
-def test_an_earlier_reports_figures_do_not_stay(tmp_path: Path) -> None:
-    written(made.all_rows(), tmp_path)
+def test_an_earlier_reports_figures_do_not_stay(everything: Path, tmp_path: Path) -> None:
+    shutil.copytree(everything, tmp_path, dirs_exist_ok=True)
     written(PLAIN[:1], tmp_path)
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {"memory-1"}
 

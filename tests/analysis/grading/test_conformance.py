@@ -13,10 +13,11 @@ from tests.conftest import some
 
 FP32, PURE, NF4 = AXES
 SAMPLE = [
-    *((name, FP32) for name in DIVERSE),
+    *((name, FP32) for name in DIVERSE if name != "lfm2"),
     ("mixtral", PURE),
-    ("bart", PURE),
     ("qwen3", NF4),
+    pytest.param("lfm2", FP32, marks=pytest.mark.slow),
+    pytest.param("bart", PURE, marks=pytest.mark.slow),
 ]
 
 
