@@ -61,13 +61,14 @@ def predict(trials: list[Trial]) -> list[Simulation]:
     return found
 
 
-PLAN = ("model=llama-160m", "gpu=t4", "precision=fp16,fp16_pure", "lora=off", "checkpointing=on")
+SMALL = ("model=llama-20m", "model.layers=2")
+PLAN = (*SMALL, "gpu=t4", "precision=fp16,fp16_pure", "lora=off", "checkpointing=on")
 
 
 def test_the_door_says_what_fits_and_what_to_pick(planned: Callable[..., Planned]) -> None:
     done = planned(*PLAN)
     assert done.returncode == 0, done.stderr
-    assert "model=llama-160m lora=off checkpointing=on on t4, 14.75 GiB" in done.stdout
+    assert "model=llama-20m model.layers=2 lora=off checkpointing=on on t4, 14.75 GiB" in done.stdout
     assert "Pick (expected fastest of those that fit): precision=fp16" in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -235,7 +236,7 @@ def test_what_cannot_exist_says_why(planned: Callable[..., Planned]) -> None:
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     card = gpu_catalogue.catalogue()["t4"]
-    trial = make_trial("model=llama-20m", "method=simulate", "precision=fp16_pure", "seq_len=1024")
+    trial = make_trial("method=simulate", *SMALL, "precision=fp16_pure", "seq_len=1024")
     (answer,), _ = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
     assert answer.fits
     assert answer.largest > 1
@@ -259,7 +260,7 @@ def test_the_seed_s_first_claim_float32_training_does_not_fit_24_gb() -> None:
 
 
 def test_the_door_says_how_many_sequences_a_card_infers_at_once(planned: Callable[..., Planned]) -> None:
-    words = ("workload=decode", "workload.decode_tokens=8", "model=llama-20m", "gpu=t4", "seq_len=512")
+    words = ("workload=decode", "workload.decode_tokens=8", *SMALL, "gpu=t4", "seq_len=512")
     done = planned(*words, "precision=fp16_pure,int8", "kv_cache=static")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "at 519 tokens" in done.stdout
