@@ -7,10 +7,13 @@ values to DIR/claims.json, which bench/report.py reads. Exit codes: 0, whatever 
 command line or the ledger is wrong.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 _PLAIN_WIDTH = 160  # columns, where the output is no terminal
 

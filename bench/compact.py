@@ -8,10 +8,13 @@ Exit codes: 0; 1 if the folder cannot be read or written to, or another compacti
 the command line is wrong.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 
 def main(arguments: list[str]) -> int:
