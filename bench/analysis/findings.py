@@ -75,7 +75,7 @@ def _about_study(study: pd.DataFrame) -> Iterator[str]:
             f"from {format_bytes(row[PEAK])} on {row['label']}, {row[RATE]:,.0f} tokens/s"
             for row in row_dicts(edge.tail(_MOST_BUDGETS))
         )
-        yield f"fastest for the memory there is: {fastest}."
+        yield f"fastest within so much memory for tensors: {fastest}."
     yield from _about_single_techniques(by_technique(study))
 
 
@@ -89,7 +89,7 @@ def _at_speed(rate_change: float, told_apart: bool) -> str:
 def _about_single_techniques(single: pd.DataFrame) -> Iterator[str]:
     """The technique that saves most, those that save memory and are faster, and those that only cost."""
     for top in row_dicts(single[single["peak_change"] < -0.01].head(1)):
-        yield f"one technique more: {_in_words(top)} saves most."
+        yield f"one technique more, on the plainest trials that ran: {_in_words(top)} saves most."
     differ = single[single["rates_differ"]]
     gains = differ[(differ["peak_change"] < -0.01) & (differ["rate_change"] > 0)]
     if not gains.empty:

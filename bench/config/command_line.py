@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,13 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
         yield prefix + str(key)
         if isinstance(value, dict):
             yield from _keys(value, f"{prefix}{key}.")
+
+
+def without_effect(arguments: list[str], trials: Sequence[Trial]) -> list[str]:
+    """The words that change no trial: keys of LoRA, where no trial has it."""
+    if any(trial.lora.name != "off" for trial in trials):
+        return []
+    return [word for word in arguments if word.startswith("lora.")]
 
 
 def reproducing_words(overrides: list[str]) -> list[str]:

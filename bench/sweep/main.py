@@ -21,7 +21,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.plugins.sweeper import Sweeper
 
 from bench import paths
-from bench.config.command_line import Command, check
+from bench.config.command_line import Command, check, without_effect
 from bench.config.compose import CONF, CommandError, register_resolvers
 from bench.formatting import count_of
 from bench.machine import nvml
@@ -70,6 +70,8 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
+    for word in without_effect(arguments.overrides, command.trials):
+        print(f"bench/run.py: {word} changes nothing without lora=on", file=sys.stderr)
     sys.argv = [argv[0], *registry.arguments(command)]
     from bench.sweep.context import SweepContext, entered
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bench.analysis.grading import accuracy_grid
 from bench.config import compose
-from bench.config.command_line import check
+from bench.config.command_line import check, without_effect
 from bench.config.compose import CONF, CommandError, trial_from
 from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
@@ -118,6 +118,19 @@ def checked(*arguments: str, multirun: bool = True) -> int | None:
 )
 def test_size_of_a_sweep(arguments: tuple[str, ...], size: int) -> None:
     assert checked(*arguments) == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "idle"),
+    [
+        (("lora.rank=8", "seed=1"), ["lora.rank=8"]),
+        (("lora=off", "lora.rank=4,8"), ["lora.rank=4,8"]),
+        (("lora=off,on", "lora.rank=8"), []),
+    ],
+)
+def test_keys_of_lora_without_lora_change_nothing(arguments: tuple[str, ...], idle: list[str]) -> None:
+    command = check(list(arguments), multirun=True, sweep_id="s")
+    assert without_effect(list(arguments), command.trials) == idle
 
 
 def test_a_sweep_over_one_value_is_a_sweep() -> None:
