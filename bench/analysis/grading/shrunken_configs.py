@@ -78,6 +78,8 @@ _DOTS3 = {
     },
 }
 
+_SLIDING = ("sliding_attention", "mlp")
+
 _EXCEPTIONS: dict[str, dict[str, Any]] = {
     "blt": {"shrunken": {"encoder_config": {"vocab_size": 512}}},
     # the default has no rotary parameters for its kinds of layers
@@ -90,7 +92,7 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     "dory": {
         "shrunken": {
             "num_hidden_layers": 6,
-            "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"],
+            "layer_types": [*_SLIDING, "full_attention", "mlp", *_SLIDING],
             "n_input_layers": 2,
             "n_recurrent_layers": 2,
             "n_output_layers": 2,
