@@ -27,6 +27,11 @@ class OperationWatch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._execute = execute
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled here, and keeping the compiler away takes as long as some operations."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -32,6 +32,7 @@ from transformers import masking_utils
 
 from bench.memory import hidden_allocations
 from bench.methods.cuda_path import cuda_semantics
+from bench.methods.fake_routing import BalancedRouting, are_real_numbers
 from bench.trial.platform import CUDA, Platform
 from bench.trial.spec import Trial
 from bench.workload.techniques import fsdp
@@ -46,11 +47,18 @@ class _ScalarValues(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         # scalars that are False: whether there is an outlier, an overflow, a layer to drop
         self._false_ids: set[int] = set()
+        self._routing = BalancedRouting()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in bench/memory/dispatch.py
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if _is_arithmetic_of_sizes(func, args):
+        if func is torch.ops.prim.device.default:  # half of all operations
+            return args[0].device
+        if _is_arithmetic_of_sizes(func, args) or are_real_numbers(func, args):
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -68,7 +76,10 @@ class _ScalarValues(TorchDispatchMode):
             return _grouped_product(args[0], args[1], args[2] if len(args) > 2 else None)
         if func is torch.ops.aten.split_with_sizes.default:
             args = (args[0], _sizes_that_fit(*args), *args[2:])
+        if (found := self._routing.nonzero(func, args)) is not None:
+            return found
         result = func(*args, **(kwargs or {}))
+        self._routing.follow(func, args, result)
         if func is torch.ops.aten.any.default or (func is _LESS_THAN and args[1] <= 0):
             self._false_ids.add(id(result))
             weakref.finalize(result, self._false_ids.discard, id(result))
@@ -139,7 +150,7 @@ def _grouped_product(first: torch.Tensor, second: torch.Tensor, ends: torch.Tens
 
 def _is_arithmetic_of_sizes(func: Any, args: Any) -> bool:
     """Whether an operation on tensors got whole numbers alone: torch.div of two sizes, read as a size."""
-    if not args or str(func._schema.arguments[0].type) != "Tensor":
+    if not args or isinstance(args[0], FakeTensor) or str(func._schema.arguments[0].type) != "Tensor":
         return False
     return all(isinstance(value, int) or _is_real_number(value) for value in args)
 

@@ -60,12 +60,15 @@ def simulate(trial: Trial, platform: Platform) -> Simulation:
 def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[Segment]]:
     """A steady step's sizes, evidence and work, and its segments."""
     work: Work = Counter()
+    is_steady = False
     with fake_execution(trial, platform):
         run = build(trial, torch.device("cpu"), platform=platform)
         without_real_tensors(run.model)
         columns = observe.size_columns(run)
 
         def count(*operation: Any) -> None:
+            if not is_steady:
+                return
             times = 1 + (run.passed_over if tracker.micro_step == REPEATED else 0)
             for entry, number in roofline.work_of(*operation).items():
                 work[entry] += times * number
@@ -73,7 +76,7 @@ def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[S
         with Tracker(run, count) as tracker:
             run_one_step(run, tracker.enter_phase)  # makes the optimizer's state
             tracker.begin()
-            work.clear()
+            is_steady = True
             columns["evidence"] = observe.collect_evidence(
                 run, lambda: run_one_step(run, tracker.enter_phase)
             )

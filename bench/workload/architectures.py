@@ -108,8 +108,19 @@ def config_of(model: Model) -> Any:
         config = transformers.AutoConfig.from_pretrained(model.pretrained)
     else:
         config = _CONFIGS[model.family](model)
-    config.use_cache = False
+    _without_cache(config)
     return config
+
+
+def _without_cache(config: Any) -> None:
+    """A step of training keeps no keys and values; a model of several parts asks each part's configuration.
+
+    Else a checkpointed block that is recomputed finds what its first run has put into the cache.
+    """
+    config.use_cache = False
+    for part in vars(config).values():
+        if isinstance(part, transformers.PreTrainedConfig):
+            _without_cache(part)
 
 
 def _with_real_floats(value: Any) -> Any:

@@ -65,6 +65,21 @@ _STARTS = {"shrunken": {"decoder_start_token_id": 0}}  # transformers has no def
 
 _TWO_HYBRIDS = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}
 
+# in a sliding layer a head is its plain and its rotary part, of which it names only the plain one
+_DOTS3 = {
+    "head_dim": 32,
+    "per_layer_config": {
+        2: {
+            "num_attention_heads": _HEADS,
+            "num_key_value_heads": _HEADS,
+            "kv_lora_rank": _HEAD_DIM,
+            "qk_nope_head_dim": 24,
+        }
+    },
+}
+
+_SLIDING = ("sliding_attention", "mlp")
+
 _EXCEPTIONS: dict[str, dict[str, Any]] = {
     "blt": {"shrunken": {"encoder_config": {"vocab_size": 512}}},
     # the default has no rotary parameters for its kinds of layers
@@ -73,9 +88,27 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     # asked for, and not in the default
     "dbrx": {"shrunken": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}}},
-    # input, recurrent and output layers are counts that sum to all layers
-    "dory": {"shrunken": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1}},
+    # input, recurrent and output layers sum to all layers; an attention and an mlp are one layer
+    "dory": {
+        "shrunken": {
+            "num_hidden_layers": 6,
+            "layer_types": [*_SLIDING, "full_attention", "mlp", *_SLIDING],
+            "n_input_layers": 2,
+            "n_recurrent_layers": 2,
+            "n_output_layers": 2,
+        }
+    },
+    "dots1": {"shrunken": {"n_shared_experts": 1}},  # the default has none, and its code wants one
+    "dots3_note": {
+        "shrunken": {
+            "text_config": _DOTS3,
+            "vision_config": {"adapter_in_dim": _HIDDEN, "adapter_out_dim": _HIDDEN},
+            "audio_config": {"adapter_input_size": _HIDDEN, "adapter_out_dim": _HIDDEN},
+        }
+    },
+    "dots3_note_text": {"shrunken": _DOTS3},
     "encoder-decoder": {"shrunken": {"decoder_start_token_id": 0, "pad_token_id": 0}},
+    "hrm_text": {"shrunken": {"num_layers_per_stack": 2}},
     "lfm2_moe": {"shrunken": {"layer_types": ["conv", "full_attention"]}},  # the default has none
     "longt5": _STARTS,
     "mamba2": {"shrunken": {"num_heads": 2 * _HIDDEN // _HEAD_DIM}},  # heads of the doubled width

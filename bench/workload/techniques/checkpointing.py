@@ -75,7 +75,10 @@ def _require_input_gradients(model: nn.Module) -> None:
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
-    """How many blocks ran their forward a second time within one step."""
+    """How many blocks ran their forward a second time within one step.
+
+    Blocks that never run, as those for pictures where there is only text, have nothing to recompute.
+    """
     calls: dict[nn.Module, int] = {}
 
     def count(module: nn.Module, _args: Any) -> None:
@@ -90,8 +93,11 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             return {"blocks": len(hooks)}
         steps = len(run.micro_batches)
         recomputed = sum(1 for n in calls.values() if n > steps)
-        if run.trial.checkpointing.name != "off" and (not hooks or recomputed < len(hooks)):
-            raise NotInForceError(f"checkpointing: {recomputed} of {len(hooks)} blocks were recomputed")
-        return {"blocks": len(hooks), "recomputed_blocks": recomputed}
+        if run.trial.checkpointing.name != "off" and (not calls or recomputed < len(calls)):
+            raise NotInForceError(f"checkpointing: {recomputed} of {len(calls)} blocks were recomputed")
+        found = {"blocks": len(hooks), "recomputed_blocks": recomputed}
+        if unused := len(hooks) - len(calls):
+            found["unused_blocks"] = unused
+        return found
 
     return evidence

@@ -24,6 +24,10 @@ from bench.workload.tensors import computes_as_linear, parameter_sizes, quantise
 
 _MOST_PLAIN = 0.1  # of the blocks' matrices: routers, convolutions and state matrices are never quantised
 
+# Linears whose weight the model's own code multiplies or clamps itself, which a packed one does not allow:
+# Gemma 3n's AltUp, Mamba's time steps
+_READ_BY_THE_MODEL = ("prediction_coefs", "correction_coefs", "dt_proj")
+
 
 class Int8Linear(bnb.nn.Linear8bitLt):
     """Linear8bitLt that computes in the trial's compute dtype, on inputs flattened to two dimensions.
@@ -53,7 +57,7 @@ class Int8Linear(bnb.nn.Linear8bitLt):
 
 
 def apply(run: Run) -> None:
-    """Replaces the linears inside the blocks (never embeddings or head) by quantised ones, on meta.
+    """Replaces the linears of `_homes_of_linears` by quantised ones, on meta.
 
     Raises:
         CannotExistError: there is none.
@@ -62,11 +66,11 @@ def apply(run: Run) -> None:
     run.scaler = torch.amp.GradScaler(run.device.type, enabled=trial.precision.loss_scaling)
     if trial.precision.quantization == "none":
         return
-    for name, block in blocks_of(run.model).items():
+    for name, block in _homes_of_linears(run.model).items():
         for inner, module in list(block.named_modules()):
-            if computes_as_linear(module):
+            if computes_as_linear(module) and not inner.endswith(_READ_BY_THE_MODEL):
                 quantised = _quantised(module, trial)
-                run.model.set_submodule(f"{name}.{inner}", quantised)
+                run.model.set_submodule(f"{name}.{inner}".rstrip("."), quantised)
         if trial.precision.quantization == "nf4":
             storage = _storage_dtype(trial)
             mark_for_4bit(block, double_quant=trial.precision.double_quant, storage_dtype=storage)
@@ -78,11 +82,27 @@ def apply(run: Run) -> None:
     in_experts = any(isinstance(p, Experts4bit) for p in run.model.parameters())
     if not quantised_linears(run.model) and not in_experts:
         raise CannotExistError(
-            f"{run.model_config.model_type} has no linear inside a block that bitsandbytes could quantise"
+            f"{run.model_config.model_type} has no linear that bitsandbytes could quantise"
         )
     # peft asks for these to pick the adapter that understands quantised linears
     run.model.is_loaded_in_8bit = trial.precision.quantization == "int8"  # type: ignore[assignment]
     run.model.is_loaded_in_4bit = trial.precision.quantization == "nf4"  # type: ignore[assignment]
+
+
+def _homes_of_linears(model: Any) -> dict[str, nn.Module]:
+    """Where linears are quantised, by name: the blocks, without embeddings and head.
+
+    Where transformers marks no module as a block, it is every linear by itself but the head, as in
+    transformers' own quantiser (get_keys_to_not_convert in transformers/quantizers/base.py).
+    """
+    if blocks := blocks_of(model):
+        return blocks
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and "lora_" not in name
+    }
 
 
 def _storage_dtype(trial: Trial) -> torch.dtype:
@@ -143,8 +163,9 @@ def _quantised_share(run: Run) -> dict[str, float]:
     names = {p: n for n, p in run.model.named_parameters() if "lora_" not in n}
     total = sum(sizes[p] for p in names)
     share = sum(sizes[p] for p in names if p in quantised)
+    homes = _homes_of_linears(run.model).values()
     matrices = {
-        p for b in run.blocks for p in b.parameters() if p in names and (p.ndim > 1 or p in quantised)
+        p for home in homes for p in home.parameters() if p in names and (p.ndim > 1 or p in quantised)
     }
     plain = sorted(matrices - quantised, key=lambda p: -sizes[p])
     if sum(sizes[p] for p in plain) > _MOST_PLAIN * sum(sizes[p] for p in matrices):
@@ -172,7 +193,8 @@ def _dtype_of(output: Any) -> str:
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """Dtypes of the parameters, dtype that the blocks' linears put out, and quantised modules."""
     seen: set[str] = set()
-    linears = [m for block in run.blocks for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
+    homes = _homes_of_linears(run.model).values()
+    linears = [m for home in homes for m in home.modules() if isinstance(m, nn.Linear | Conv1D)]
     hooks = [m.register_forward_hook(lambda _m, _i, out: seen.add(_dtype_of(out))) for m in linears]
 
     def evidence() -> dict[str, Any]:
