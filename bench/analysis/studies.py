@@ -15,7 +15,7 @@ import pandas as pd
 
 from bench.trial.outcome import STATUSES, counting_executions
 from bench.trial.spec import from_text, shape_words
-from bench.trial.vocabulary import CATEGORIES
+from bench.trial.vocabulary import CATEGORIES, PRECISION_COLUMNS
 
 TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
 PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
@@ -27,7 +27,7 @@ BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
 COLUMNS = (
     *("trial_id", "sweep_id", "replicate", "started_at", "method", "formula", "status", "reason"),
     *("model", *TECHNIQUES, "lora_rank", "world_size", "workload", "micro_batch_size", "seq_len"),
-    *("param_dtype", "compute_dtype", "quantization"),
+    *PRECISION_COLUMNS,
     *("grad_accum_steps", "seed", "threads", "overrides", "definition", "param_count"),
     *("trainable_param_count", "peak_allocated_bytes", "peak_reserved_bytes", "tracked_peak_bytes"),
     *(*BYTES, "peak_phase", "peak_host_rss_bytes", "host_max_bytes", "oom_requested_bytes"),

@@ -139,6 +139,8 @@ class Trial:
             del whole["workload"]["decode_tokens"]
         if not self.workload.inference and self.kv_cache.name == "dynamic":
             del whole["kv_cache"]
+        if self.precision.autocast in (None, self.precision.is_mixed):  # what the dtypes say
+            del whole["precision"]["autocast"]
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
             if self.method != method:
                 del whole[key]
@@ -246,5 +248,6 @@ def axes_of(trial: Trial) -> dict[str, Any]:
         "param_dtype": trial.precision.param_dtype,
         "compute_dtype": trial.precision.compute_dtype,
         "quantization": trial.precision.quantization,
+        "autocast": trial.precision.runs_autocast and not trial.workload.inference,
         "memory_limit_bytes": trial.memory_limit_bytes,
     }

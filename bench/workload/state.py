@@ -114,7 +114,7 @@ class Run:
         """The forward's autocast, in force only where the precision asks for it."""
         precision = self.trial.precision
         return torch.autocast(
-            self.device.type, dtype=DTYPES[precision.compute_dtype], enabled=precision.autocast
+            self.device.type, dtype=DTYPES[precision.compute_dtype], enabled=precision.runs_autocast
         )
 
     def saved_tensors(self) -> AbstractContextManager[Any]:

@@ -119,6 +119,7 @@ GRID = [
     (),
     ("precision=fp16",),
     ("precision=bf16", "checkpointing=on"),
+    ("precision=bf16_autocast", "lora=on"),
     ("checkpointing=selective",),
     ("precision=int8",),
     ("precision=int8", "lora=on"),
@@ -185,6 +186,19 @@ def test_autocast_keeps_16_bit_copies_of_the_weights() -> None:
     copies = (MATRICES + EMBEDDINGS // 2) * 2  # every matmul's weight; not the looked-up embedding
     difference = mixed.largest["activation"] - full.largest["activation"]
     assert difference == pytest.approx(copies, rel=0.05)
+
+
+def test_autocast_over_16_bit_weights_copies_none_and_narrows_what_adapters_keep() -> None:
+    """Without autocast each adapter keeps its input in its own float32, under autocast in 16 bits."""
+    _, plain = steady(make_trial("precision=bf16_pure"))
+    _, autocast = steady(make_trial("precision=bf16_autocast"))
+    assert autocast.largest == plain.largest
+    _, wide = steady(make_trial("precision=bf16_pure", "lora=on", "model.layers=8"))
+    _, narrow = steady(make_trial("precision=bf16_autocast", "lora=on", "model.layers=8"))
+    model = make_trial().model
+    read = 8 * 4 * 128 * (6 * model.hidden_size + model.intermediate_size)  # by 7 linears
+    difference = wide.largest["activation"] - narrow.largest["activation"]
+    assert difference == pytest.approx(2 * read, rel=0.02)
 
 
 def test_the_recorder_counts_what_is_allocated_inside_only() -> None:

@@ -18,7 +18,7 @@ from bench.machine.gpu_catalogue import Gpu
 from bench.methods.estimate.inference import cache_bytes
 from bench.results import store
 from bench.trial.spec import Trial, axes_of
-from bench.trial.vocabulary import precision_words
+from bench.trial.vocabulary import PRECISION_COLUMNS, precision_words
 
 _PLAIN_WIDTH = 200  # columns, where the output is no terminal
 _INFERENCE_CATEGORIES = ("parameter", "kv_cache", "temporary")
@@ -139,11 +139,9 @@ def _table(answers: list[Answer], *, sizes: bool) -> Table:
 
 def _precision_lines(answers: list[Answer]) -> list[str]:
     """What the precisions of the plan mean, in words."""
-    kinds = dict.fromkeys(answer.trial.precision for answer in answers)
-    return [
-        f"precision={one.name}: {precision_words(one.param_dtype, one.compute_dtype, one.quantization)}."
-        for one in kinds
-    ]
+    axes = (axes_of(answer.trial) for answer in answers)
+    kinds = dict.fromkeys(tuple(one[name] for name in ("precision", *PRECISION_COLUMNS)) for one in axes)
+    return [f"precision={name}: {precision_words(*what)}." for name, *what in kinds]
 
 
 def _longest_word(answers: list[Answer]) -> int:
