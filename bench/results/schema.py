@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         ("lora_rank", _INT),
         *((name, _TEXT) for name in ("checkpointing", "fsdp")),
         ("world_size", _INT),
-        *((name, _TEXT) for name in ("offload", "optimizer", "workload", "kv_cache")),
+        *((name, _TEXT) for name in ("offload", "optimizer", "workload", "kv_cache", "loss")),
         ("decode_tokens", _INT),
         *((n, _INT) for n in ("micro_batch_size", "seq_len", "grad_accum_steps", "seed", "threads")),
         *((n, _TEXT) for n in ("param_dtype", "compute_dtype", "quantization", "attention")),

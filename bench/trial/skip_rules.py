@@ -137,6 +137,8 @@ def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[
 
 
 def _of_training(trial: Trial) -> Iterator[str]:
+    if trial.loss.chunked and trial.model.encoder_decoder:
+        yield "loss=chunked is of models that predict the next token, and an encoder-decoder does not"
     if trial.kv_cache.name != "dynamic":
         yield "training keeps no keys and values: kv_cache is of workload=prefill and decode"
     if trial.offload.name == "disk":
@@ -163,6 +165,8 @@ def _of_inference(trial: Trial) -> Iterator[str]:
         yield f"{workload} keeps no activation for a backward: there is nothing to recompute"
     if trial.optimizer.name != "adamw":
         yield f"{workload} has no optimizer"
+    if trial.loss.chunked:
+        yield f"{workload} computes no loss"
     if trial.grad_accum_steps > 1:
         yield f"{workload} has no gradients to accumulate"
     if trial.fsdp.name != "off":

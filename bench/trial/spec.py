@@ -27,6 +27,7 @@ from bench.trial.axes import (
     one_of,
     require,
 )
+from bench.trial.step_axes import Loss
 
 _BY_CONFIG = ("name", "config", "pretrained", "weights")  # what defines a model, and has a value
 _BY_NUMBERS = tuple(f.name for f in fields(Model) if f.name not in ("config", "weights"))
@@ -52,6 +53,7 @@ class Trial:
     workload: Workload
     timing: Timing
     kv_cache: KvCache = field(default_factory=lambda: KvCache("dynamic"))
+    loss: Loss = field(default_factory=lambda: Loss("full"))
     method: str = "measure"
     formula: str = "closed_form"
     whole: bool = False
@@ -139,6 +141,8 @@ class Trial:
             del whole["workload"]["decode_tokens"]
         if not self.workload.inference and self.kv_cache.name == "dynamic":
             del whole["kv_cache"]
+        if not self.loss.chunked:
+            del whole["loss"]
         if self.precision.autocast in (None, self.precision.is_mixed):  # what the dtypes say
             del whole["precision"]["autocast"]
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
@@ -201,6 +205,7 @@ _AXES: dict[str, Any] = {
     "optimizer": Optimizer,
     "workload": Workload,
     "kv_cache": KvCache,
+    "loss": Loss,
     "timing": Timing,
 }
 
@@ -239,6 +244,7 @@ def axes_of(trial: Trial) -> dict[str, Any]:
         "offload": trial.offload.name,
         "optimizer": trial.optimizer.name,
         "workload": trial.workload.name,
+        "loss": None if trial.workload.inference else trial.loss.name,
         "kv_cache": trial.kv_cache.name if trial.workload.inference else None,
         "decode_tokens": trial.workload.decode_tokens if trial.workload.name == "decode" else None,
         "micro_batch_size": trial.micro_batch_size,

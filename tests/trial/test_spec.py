@@ -76,6 +76,8 @@ def test_autocast_that_cannot_be_is_skipped_with_the_remedy(words: str, reason: 
 
 
 def test_details_of_an_axis_that_is_off_do_not_make_a_new_trial() -> None:
+    assert make_trial("loss.chunks=4").trial_id == make_trial().trial_id
+    assert make_trial("loss=chunked", "loss.chunks=4").trial_id != make_trial("loss=chunked").trial_id
     assert make_trial("lora.rank=4").trial_id == make_trial("lora.rank=64").trial_id
     assert make_trial("lora=on", "lora.rank=4").trial_id != make_trial("lora=on").trial_id
 

@@ -120,12 +120,20 @@ _AUTOCAST = (
 )
 
 
+_LOSS = (
+    "loss=chunked",
+    "loss=chunked model.vocab_size=5000 precision=bf16 checkpointing=on",
+    "loss=chunked model.vocab_size=5000 precision=nf4 lora=on grad_accum_steps=2",
+    "loss=chunked model.vocab_size=5000 fsdp=full_shard fsdp.world_size=2",
+)
+
+
 def grid() -> list[Overrides]:
     """The configurations that were picked: every level of every axis, on every architecture."""
     picked = [(*base, *also.split()) for base in ARCHITECTURES.values() for also in _EVERYWHERE]
     decoders = [base for name, base in ARCHITECTURES.items() if name != "mt5"]
     picked += [(*base, *also.split()) for base in decoders for also in _INFERENCE]
-    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA, *_AUTOCAST)
+    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA, *_AUTOCAST, *_LOSS)
     return picked + [(*ARCHITECTURES["llama"], *also.split()) for also in alone]
 
 

@@ -5,8 +5,10 @@ In: answers of planning.py, and a results folder for measured rates. Out: text o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -34,6 +36,7 @@ _MATCHED = (
     "world_size",
     "offload",
     "optimizer",
+    "loss",
     "workload",
     "kv_cache",
     "seq_len",
@@ -54,10 +57,16 @@ def with_measured(answers: list[Answer], card: Gpu, results_dir: Path) -> list[A
         rates = [
             row["tokens_per_sec_per_device"]
             for row in rows
-            if all(row[name] == axes[name] for name in _MATCHED) and row["tokens_per_sec_per_device"]
+            if _matches(row, axes) and row["tokens_per_sec_per_device"]
         ]
         with_rates.append(replace(answer, measured=max(rates)) if rates else answer)
     return sorted(with_rates, key=lambda answer: answer.rank)
+
+
+def _matches(row: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
+    """Whether a measured row agrees with the axes of a planned trial."""
+    older = {"loss": "full"} if row["loss"] is None else {}  # a row of before there was the axis
+    return all(older.get(name, row[name]) == axes[name] for name in _MATCHED)
 
 
 def show_plan(

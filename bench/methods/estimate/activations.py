@@ -209,7 +209,10 @@ def loss_bytes(trial: Trial, platform: Platform) -> tuple[int, int]:
     temporary is the gradient of the float32 one, which only the loss reads.
     """
     precision = trial.precision
-    entries = trial.micro_batch_size * trial.seq_len * trial.model.vocab_size
+    tokens = trial.micro_batch_size * trial.seq_len
+    if trial.loss.chunked:  # one chunk at a time, recomputed
+        tokens = -(-tokens // trial.loss.chunks)
+    entries = tokens * trial.model.vocab_size
     in_float32 = platform.allocated_bytes(4 * entries)
     if trial.model.family != "mt5":
         return in_float32, 2 * in_float32
