@@ -161,11 +161,13 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     targets: str = "all-linear"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         one_of("lora.name", self.name, ("off", "on"))
         at_least("lora.rank", self.rank, 1)
         at_least("lora.alpha", self.alpha, 1)
+        one_of("lora.dtype", self.dtype, ("float32", "auto"))
         require(0 <= self.dropout < 1, f"lora.dropout={self.dropout}: must be in [0, 1)")
         require(
             all(self.targets.split("+")),

@@ -74,10 +74,11 @@ def _of_autocast(trial: Trial) -> Iterator[str]:
             f"without autocast {precision.param_dtype} weights compute in {precision.param_dtype}: choose "
             "precision=fp32, or leave precision.autocast out"
         )
-    if precision.loss_scaling and precision.param_dtype == "float16" and not trial.lora.enabled:
+    trained = trial.adapter_dtype if trial.lora.enabled else precision.param_dtype
+    if precision.loss_scaling and trained == "float16":
         yield (
-            "GradScaler refuses 16-bit gradients: train adapters, which have 32 bits (lora=on), or choose "
-            "precision=fp16"
+            "GradScaler refuses 16-bit gradients: train adapters in 32 bits (lora=on lora.dtype=float32), or "
+            "choose precision=fp16"
         )
 
 

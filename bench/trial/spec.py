@@ -109,6 +109,14 @@ class Trial:
         return self.precision.quantization == "nf4" or (self.precision.quantization == "int8" and frozen)
 
     @property
+    def adapter_dtype(self) -> str:
+        """The dtype of LoRA's adapters: float32, or the base's; over a quantised one that of the arithmetic."""
+        if self.lora.dtype == "float32":
+            return "float32"
+        precision = self.precision
+        return precision.param_dtype if precision.quantization == "none" else precision.compute_dtype
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens one rank processes in a step; an encoder-decoder's source and target both count.
 
@@ -143,6 +151,8 @@ class Trial:
             del whole["kv_cache"]
         if not self.loss.chunked:
             del whole["loss"]
+        if self.lora.dtype == "float32":
+            whole["lora"].pop("dtype", None)
         if self.precision.autocast in (None, self.precision.is_mixed):  # what the dtypes say
             del whole["precision"]["autocast"]
         for key, method in (("formula", "estimate"), ("whole", "simulate")):

@@ -73,6 +73,8 @@ def test_autocast_is_part_of_the_identity_only_where_the_dtypes_say_otherwise() 
 def test_autocast_that_cannot_be_is_skipped_with_the_remedy(words: str, reason: str) -> None:
     assert reason in (skip_reason(make_trial(*words.split()), CPU, 1) or "")
     assert skip_reason(make_trial("precision=fp16_autocast", "lora=on"), CPU, 1) is None
+    narrow = make_trial("precision=fp16_autocast", "lora=on", "lora.dtype=auto")
+    assert "lora.dtype=float32" in (skip_reason(narrow, CPU, 1) or "")
 
 
 def test_details_of_an_axis_that_is_off_do_not_make_a_new_trial() -> None:

@@ -117,6 +117,8 @@ _AUTOCAST = (
     "precision=fp16_autocast lora=on",
     "precision=nf4 lora=on precision.autocast=off",
     "precision=int8 lora=on precision.autocast=off",
+    "precision=bf16_pure lora=on lora.dtype=auto",
+    "precision=nf4 lora=on lora.dtype=auto checkpointing=on",
 )
 
 

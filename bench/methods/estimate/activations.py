@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.methods.estimate.weights import ADAPTER_BYTES, BYTES
+from bench.methods.estimate.weights import BYTES
 from bench.trial.axes import LEARNED_POSITIONS
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
@@ -182,15 +182,17 @@ def _linear_input_bytes(trial: Trial, platform: Platform, inputs: tuple[LinearIn
     bytes_per_element = _element_bytes(trial)
     read = sum(source.width * source.readers for source in inputs)
     int8 = trial.precision.quantization == "int8"
-    if trial.lora.enabled and trial.precision.runs_autocast and int8 and platform.peft_sees_autocast:
+    adapter_bytes = BYTES[trial.adapter_dtype]
+    autocast_narrows = trial.lora.enabled and trial.precision.runs_autocast and adapter_bytes == 4
+    if autocast_narrows and int8 and platform.peft_sees_autocast:
         cast = sum(2 * source.width * source.readers for source in inputs if source.from_norm)
         # attention's output is counted with attention; ReLU's is counted here and with ReLU
         as_it_is = [source for source in inputs if source.producer not in ("norm", "attention")]
         return bytes_per_element * (cast + sum(source.width * source.readers for source in as_it_is))
-    if trial.lora.enabled and trial.precision.runs_autocast:
+    if autocast_narrows:
         return read * bytes_per_element * (2 if int8 else 1)
-    if trial.lora.enabled and bytes_per_element < ADAPTER_BYTES:
-        return read * (ADAPTER_BYTES + (bytes_per_element if int8 else 0))
+    if trial.lora.enabled and bytes_per_element < adapter_bytes:
+        return read * (adapter_bytes + (bytes_per_element if int8 else 0))
     kept = read if int8 else 0.0
     for source in inputs:
         if source.saved_by_producer:

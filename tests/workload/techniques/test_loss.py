@@ -53,7 +53,7 @@ def test_chunks_and_the_largest_logits_are_counted() -> None:
 
 @pytest.mark.parametrize("platform", [CPU, CUDA], ids=lambda platform: platform.device_type)
 def test_an_eighth_of_the_logits_is_an_eighth_of_what_the_loss_holds(platform: object) -> None:
-    """Log-softmax, its gradient and the logits' own: 12 bytes for each token and entry of the vocabulary."""
+    """Log-softmax, its gradient and the logits' own: 12 bytes a token and entry of the vocabulary."""
     more = ("method=simulate", "lora=on", "model.vocab_size=50000", "checkpointing=on")
     peaks = [
         simulate.simulate(make_trial(*more, f"loss={name}"), platform).peak_bytes  # type: ignore[arg-type]
