@@ -74,7 +74,7 @@ run_sweep() { # words for all of it
         [ "$gib" -ge 70 ] && model=llama-7b tokens=2048 # a step long enough for the GPU, not Python, to set its time
         echo "A GPU with $gib GiB: a sweep of $model, sequences of $tokens tokens"
         "${run[@]}" model=$model seq_len=$tokens micro_batch_size=1 optimizer=adamw_fused \
-            precision=fp32,fp16,bf16,bf16_pure,int8,nf4 lora=off,on checkpointing=off,on
+            precision=fp32,fp16,bf16,bf16_pure,bf16_autocast,int8,nf4 lora=off,on checkpointing=off,on
     fi
 }
 

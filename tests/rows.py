@@ -250,7 +250,9 @@ def _out_of_memory(rank: Row, device: Device, hardware: Row) -> Outcome:
 
 def _slowdown(what: Trial) -> float:
     """What a technique costs beyond its arithmetic."""
-    precise = {"fp32": 1.0, "bf16": 0.85, "bf16_pure": 0.8, "int8": 1.3, "nf4": 1.5}[what.precision.name]
+    precise = {"fp32": 1.0, "bf16": 0.85, "bf16_pure": 0.8, "bf16_autocast": 0.8, "int8": 1.3, "nf4": 1.5}[
+        what.precision.name
+    ]
     return precise * (2.2 if what.fsdp.shards else 1.5 if what.fsdp.name == "no_shard" else 1.0)
 
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 from bench.trial.outcome import STATUSES, counting_executions
 from bench.trial.spec import from_text, shape_words
-from bench.trial.vocabulary import CATEGORIES
+from bench.trial.vocabulary import CATEGORIES, PRECISION_COLUMNS
 
-TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "kv_cache")
+TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "loss", "kv_cache")
 PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
 PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
 PEAK, RATE = "peak_allocated_bytes", "tokens_per_sec_per_device"
@@ -27,7 +27,7 @@ BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
 COLUMNS = (
     *("trial_id", "sweep_id", "replicate", "started_at", "method", "formula", "status", "reason"),
     *("model", *TECHNIQUES, "lora_rank", "world_size", "workload", "micro_batch_size", "seq_len"),
-    *("param_dtype", "compute_dtype", "quantization"),
+    *PRECISION_COLUMNS,
     *("grad_accum_steps", "seed", "threads", "overrides", "definition", "param_count"),
     *("trainable_param_count", "peak_allocated_bytes", "peak_reserved_bytes", "tracked_peak_bytes"),
     *(*BYTES, "peak_phase", "peak_host_rss_bytes", "host_max_bytes", "oom_requested_bytes"),
@@ -199,7 +199,7 @@ def step_words(axis: str, facts: dict[str, Any]) -> str:
         return level
     if axis == "kv_cache":
         return "" if level in ("off", "dynamic") else f"{level} cache"
-    if level == "off":
+    if level in ("off", "full"):
         return ""
     if axis == "lora":
         return f"LoRA r{facts['lora.rank']}" if "lora.rank" in facts else "LoRA"
@@ -208,6 +208,8 @@ def step_words(axis: str, facts: dict[str, Any]) -> str:
     if axis == "fsdp":
         name = "DDP" if level == "no_shard" else f"FSDP {level}"
         return f"{name} ×{facts.get('fsdp.world_size', 1)}"
+    if axis == "loss":
+        return f"loss in {facts.get('loss.chunks', 'several')} chunks"
     return f"offload {level}"
 
 
@@ -234,7 +236,8 @@ def _baselines(merged: pd.DataFrame) -> list[Any]:
     ranked = merged.assign(
         many=sum((merged[axis] != level).astype(int) for axis, level in PLAIN.items())
         + ~merged["optimizer"].isin(PLAIN_OPTIMIZERS)
-        + (merged["kv_cache"] == "static"),
+        + (merged["kv_cache"] == "static")
+        + (merged["loss"] == "chunked"),
         nth=merged["optimizer"].map(optimizers.index),
         impossible=merged["status"] == "skipped",
     )

@@ -15,7 +15,7 @@ from bench.formatting import count_of, format_bytes, format_change
 from bench.reports import charts, figures_across
 from bench.reports.document import Figure, Report, Section, Table
 from bench.reports.study_sections import status_counts, study_sections
-from bench.trial.vocabulary import precision_words
+from bench.trial.vocabulary import PRECISION_COLUMNS, precision_words
 
 _STUDIES = 3  # that have sections of their own; a page of a hundred would be too long
 _SHOWN_ERRORS = 10
@@ -84,8 +84,8 @@ def _devices(rows: pd.DataFrame, trials: pd.DataFrame) -> Section:
 
 def _precisions(trials: pd.DataFrame) -> str:
     """What the precisions mean of which these trials are, in words."""
-    columns = ("precision", "param_dtype", "compute_dtype", "quantization")
-    kinds = trials[list(columns)].dropna().drop_duplicates("precision")
+    kinds = trials[["precision", *PRECISION_COLUMNS]].dropna(subset="param_dtype")
+    kinds = kinds.astype(object).where(kinds.notna(), None).drop_duplicates("precision")
     meanings = [f"{name}: {precision_words(*dtypes)}" for name, *dtypes in kinds.to_numpy()]
     return f"{'; '.join(meanings)}." if meanings else ""
 

@@ -33,6 +33,7 @@ FILTERS = (
     "fsdp",
     "offload",
     "optimizer",
+    "loss",
 )
 _SIGNIFICANT_DIGITS = 5  # of a number in the last table
 

@@ -12,7 +12,7 @@ from bench.trial.columns import Columns
 from bench.trial.columns import RankBytes
 from bench.machine.provenance import PACKAGES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -34,10 +34,11 @@ SCHEMA = pa.schema(
         ("lora_rank", _INT),
         *((name, _TEXT) for name in ("checkpointing", "fsdp")),
         ("world_size", _INT),
-        *((name, _TEXT) for name in ("offload", "optimizer", "workload", "kv_cache")),
+        *((name, _TEXT) for name in ("offload", "optimizer", "workload", "kv_cache", "loss")),
         ("decode_tokens", _INT),
         *((n, _INT) for n in ("micro_batch_size", "seq_len", "grad_accum_steps", "seed", "threads")),
         *((n, _TEXT) for n in ("param_dtype", "compute_dtype", "quantization", "attention")),
+        ("autocast", _BOOL),
         ("memory_limit_bytes", _INT),
         ("predicted_peak_bytes", _INT),
         *((name, _TEXT) for name in ("overrides", "definition")),

@@ -20,7 +20,7 @@ from bench.sweep import progress
 from bench.trial.outcome import STATUSES
 from bench.trial.platform import ranks_share_device
 from bench.trial.spec import from_text, subject_of_rows
-from bench.trial.vocabulary import precision_words
+from bench.trial.vocabulary import PRECISION_COLUMNS, precision_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,14 +116,13 @@ def show_lost(lost: list[str]) -> None:
 
 def notes(rows: Rows) -> list[str]:
     """What has to be known to read the table of these rows: what a precision means, whose speed is none."""
-    found = [
-        f"precision={name}: {precision_words(*dtypes)}."
-        for name, *dtypes in dict.fromkeys(
-            (row["precision"], row["param_dtype"], row["compute_dtype"], row["quantization"])
+    found = list(
+        dict.fromkeys(
+            f"precision={row['precision']}: {precision_words(*(row[name] for name in PRECISION_COLUMNS))}."
             for row in rows
+            if row["precision"] != "fp32"
         )
-        if name != "fp32"
-    ]
+    )
     if any(map(_shares_device, rows)):
         found.append(
             "Several ranks shared one device: their tokens/s say nothing about as many devices, and are "

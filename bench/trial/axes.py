@@ -123,6 +123,7 @@ class Precision:
     quantization: str
     int8_threshold: float = 6.0
     double_quant: bool = True
+    autocast: bool | None = None  # None: where the arithmetic is narrower than the weights
 
     def __post_init__(self) -> None:
         one_of("precision.param_dtype", self.param_dtype, DTYPES)
@@ -131,14 +132,24 @@ class Precision:
         at_least("precision.int8_threshold", self.int8_threshold, 0)
 
     @property
-    def autocast(self) -> bool:
-        """Whether the forward runs under torch.autocast: arithmetic narrower than the weights."""
+    def is_mixed(self) -> bool:
+        """Whether the arithmetic is narrower than the weights."""
         return self.compute_dtype != self.param_dtype and self.compute_dtype != "float32"
 
     @property
+    def runs_autocast(self) -> bool:
+        """Whether the forward of training runs under torch.autocast."""
+        return self.is_mixed if self.autocast is None else self.autocast
+
+    @property
+    def casts_weights(self) -> bool:
+        """Whether autocast makes narrower copies of the weights that it multiplies."""
+        return self.runs_autocast and self.is_mixed
+
+    @property
     def loss_scaling(self) -> bool:
-        """Whether a GradScaler is needed: fp16 arithmetic over fp32 weights."""
-        return self.autocast and self.compute_dtype == "float16"
+        """Whether a GradScaler is needed: autocast to fp16."""
+        return self.runs_autocast and self.compute_dtype == "float16"
 
 
 @dataclass(frozen=True)
@@ -150,11 +161,13 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     targets: str = "all-linear"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         one_of("lora.name", self.name, ("off", "on"))
         at_least("lora.rank", self.rank, 1)
         at_least("lora.alpha", self.alpha, 1)
+        one_of("lora.dtype", self.dtype, ("float32", "auto"))
         require(0 <= self.dropout < 1, f"lora.dropout={self.dropout}: must be in [0, 1)")
         require(
             all(self.targets.split("+")),

@@ -32,6 +32,7 @@ def _reasons(trial: Trial, platform: Platform, device_count: int) -> Iterator[st
     """The reason of each rule that applies. A row has the first, so the order of the rules matters."""
     yield from _of_method(trial, platform)
     yield from _of_positions(trial)
+    yield from _of_autocast(trial)
     yield from _of_quantised_training(trial)
     yield from _of_adapters(trial)
     yield from _of_sharding(trial)
@@ -61,6 +62,23 @@ def _of_positions(trial: Trial) -> Iterator[str]:
         yield (
             f"{trial.model.name} has {trial.model.max_positions} learned positions, fewer than "
             f"{tokens} tokens (seq_len={trial.seq_len})"
+        )
+
+
+def _of_autocast(trial: Trial) -> Iterator[str]:
+    precision = trial.precision
+    if precision.autocast and precision.compute_dtype == "float32":
+        yield "autocast computes in 16 bits: choose precision=bf16 or fp16, or leave precision.autocast out"
+    if precision.autocast is False and precision.is_mixed and precision.quantization == "none":
+        yield (
+            f"without autocast {precision.param_dtype} weights compute in {precision.param_dtype}: choose "
+            "precision=fp32, or leave precision.autocast out"
+        )
+    trained = trial.adapter_dtype if trial.lora.enabled else precision.param_dtype
+    if precision.loss_scaling and trained == "float16":
+        yield (
+            "GradScaler refuses 16-bit gradients: train adapters in 32 bits (lora=on lora.dtype=float32), or "
+            "choose precision=fp16"
         )
 
 
@@ -120,6 +138,8 @@ def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[
 
 
 def _of_training(trial: Trial) -> Iterator[str]:
+    if trial.loss.chunked and trial.model.encoder_decoder:
+        yield "loss=chunked is of models that predict the next token, and an encoder-decoder does not"
     if trial.kv_cache.name != "dynamic":
         yield "training keeps no keys and values: kv_cache is of workload=prefill and decode"
     if trial.offload.name == "disk":
@@ -133,7 +153,9 @@ def _of_inference(trial: Trial) -> Iterator[str]:
     workload = f"workload={trial.workload.name}"
     if trial.model.encoder_decoder:
         yield f"{workload} is of decoders: an encoder-decoder has two sequences and two kinds of cache"
-    if trial.precision.autocast and trial.precision.quantization == "none":
+    if trial.precision.autocast:
+        yield f"{workload} runs without autocast: choose fp16_pure or bf16_pure"
+    if trial.precision.is_mixed and trial.precision.quantization == "none":
         yield (
             f"mixed precision keeps 32-bit weights for the optimizer, and {workload} has none: "
             f"choose fp16_pure or bf16_pure"
@@ -144,6 +166,8 @@ def _of_inference(trial: Trial) -> Iterator[str]:
         yield f"{workload} keeps no activation for a backward: there is nothing to recompute"
     if trial.optimizer.name != "adamw":
         yield f"{workload} has no optimizer"
+    if trial.loss.chunked:
+        yield f"{workload} computes no loss"
     if trial.grad_accum_steps > 1:
         yield f"{workload} has no gradients to accumulate"
     if trial.fsdp.name != "off":

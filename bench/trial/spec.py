@@ -27,6 +27,7 @@ from bench.trial.axes import (
     one_of,
     require,
 )
+from bench.trial.step_axes import Loss
 
 _BY_CONFIG = ("name", "config", "pretrained", "weights")  # what defines a model, and has a value
 _BY_NUMBERS = tuple(f.name for f in fields(Model) if f.name not in ("config", "weights"))
@@ -52,6 +53,7 @@ class Trial:
     workload: Workload
     timing: Timing
     kv_cache: KvCache = field(default_factory=lambda: KvCache("dynamic"))
+    loss: Loss = field(default_factory=lambda: Loss("full"))
     method: str = "measure"
     formula: str = "closed_form"
     whole: bool = False
@@ -107,6 +109,14 @@ class Trial:
         return self.precision.quantization == "nf4" or (self.precision.quantization == "int8" and frozen)
 
     @property
+    def adapter_dtype(self) -> str:
+        """The dtype of LoRA's adapters: float32, or the base's; over a quantised one that of the arithmetic."""
+        if self.lora.dtype == "float32":
+            return "float32"
+        precision = self.precision
+        return precision.param_dtype if precision.quantization == "none" else precision.compute_dtype
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens one rank processes in a step; an encoder-decoder's source and target both count.
 
@@ -139,6 +149,12 @@ class Trial:
             del whole["workload"]["decode_tokens"]
         if not self.workload.inference and self.kv_cache.name == "dynamic":
             del whole["kv_cache"]
+        if not self.loss.chunked:
+            del whole["loss"]
+        if self.lora.dtype == "float32":
+            whole["lora"].pop("dtype", None)
+        if self.precision.autocast in (None, self.precision.is_mixed):  # what the dtypes say
+            del whole["precision"]["autocast"]
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
             if self.method != method:
                 del whole[key]
@@ -199,6 +215,7 @@ _AXES: dict[str, Any] = {
     "optimizer": Optimizer,
     "workload": Workload,
     "kv_cache": KvCache,
+    "loss": Loss,
     "timing": Timing,
 }
 
@@ -237,6 +254,7 @@ def axes_of(trial: Trial) -> dict[str, Any]:
         "offload": trial.offload.name,
         "optimizer": trial.optimizer.name,
         "workload": trial.workload.name,
+        "loss": None if trial.workload.inference else trial.loss.name,
         "kv_cache": trial.kv_cache.name if trial.workload.inference else None,
         "decode_tokens": trial.workload.decode_tokens if trial.workload.name == "decode" else None,
         "micro_batch_size": trial.micro_batch_size,
@@ -246,5 +264,6 @@ def axes_of(trial: Trial) -> dict[str, Any]:
         "param_dtype": trial.precision.param_dtype,
         "compute_dtype": trial.precision.compute_dtype,
         "quantization": trial.precision.quantization,
+        "autocast": trial.precision.runs_autocast and not trial.workload.inference,
         "memory_limit_bytes": trial.memory_limit_bytes,
     }

@@ -38,8 +38,8 @@ def step_flops(
     Returns:
         (model FLOPs, hardware FLOPs). Per parameter and token the forward takes 2, the backward 2 for the
         gradient of the activation and 2 for that of the weight if it trains: 6N if everything trains,
-        4 N_frozen + 6 N_lora under LoRA. Full checkpointing repeats the forward of the blocks; selective
-        checkpointing repeats no matmul.
+        4 N_frozen + 6 N_lora under LoRA. Full checkpointing repeats the forward of the blocks, selective
+        checkpointing no matmul, and a chunked loss that of the head.
     """
     if trial.workload.inference:
         return (_inference_flops(trial, matmul_params, block_matmul_params),) * 2
@@ -49,9 +49,12 @@ def step_flops(
     weights = 2 * trainable_matmul_params * tokens
     attention = attention_flops(trial)
     model_flops = 2 * forward + weights + 3 * attention
-    if trial.checkpointing.name != "on":
-        return model_flops, model_flops
-    return model_flops, model_flops + 2 * block_matmul_params * tokens + attention
+    hardware_flops = model_flops
+    if trial.loss.chunked:
+        hardware_flops += 2 * (matmul_params - block_matmul_params) * tokens
+    if trial.checkpointing.name == "on":
+        hardware_flops += 2 * block_matmul_params * tokens + attention
+    return model_flops, hardware_flops
 
 
 def _inference_flops(trial: Trial, matmul_params: int, block_matmul_params: int) -> float:

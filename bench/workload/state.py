@@ -66,6 +66,7 @@ class Run:
     gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
     new_cache: Callable[[], Any] = _no_cache
     pass_over: Callable[[Any, int], None] = _no_cache
+    chunked_loss: Any = None  # the loss function (techniques/loss.py), where the loss is chunked
     cache: Any = None  # of the generation under way
     host_weights: list[torch.Tensor] = field(default_factory=list)  # hooks copy them to the device
     disk: TemporaryDirectory[str] | None = None  # where offloaded weights lie; deleted with the run
@@ -114,7 +115,7 @@ class Run:
         """The forward's autocast, in force only where the precision asks for it."""
         precision = self.trial.precision
         return torch.autocast(
-            self.device.type, dtype=DTYPES[precision.compute_dtype], enabled=precision.autocast
+            self.device.type, dtype=DTYPES[precision.compute_dtype], enabled=precision.runs_autocast
         )
 
     def saved_tensors(self) -> AbstractContextManager[Any]:

@@ -121,6 +121,7 @@ GRID = [
     (),
     ("precision=fp16",),
     ("precision=bf16", "checkpointing=on"),
+    ("precision=bf16_autocast", "lora=on"),
     ("checkpointing=selective",),
     ("precision=int8",),
     ("precision=int8", "lora=on"),
@@ -190,6 +191,23 @@ def test_autocast_keeps_16_bit_copies_of_the_weights() -> None:
     copies = (MATRICES + EMBEDDINGS // 2) * 2  # every matmul's weight; not the looked-up embedding
     difference = mixed.largest["activation"] - full.largest["activation"]
     assert difference == pytest.approx(copies, rel=0.05)
+
+
+def test_autocast_over_16_bit_weights_copies_none_and_narrows_what_adapters_keep() -> None:
+    """Without autocast each adapter keeps its input in its own float32, under autocast in 16 bits."""
+    _, plain = steady(make_trial("precision=bf16_pure"))
+    _, autocast = steady(make_trial("precision=bf16_autocast"))
+    assert autocast.largest == plain.largest
+    _, wide = steady(make_trial("precision=bf16_pure", "lora=on", "model.layers=8"))
+    _, narrow = steady(make_trial("precision=bf16_autocast", "lora=on", "model.layers=8"))
+    model = make_trial().model
+    hidden, between, rank, tokens = model.hidden_size, model.intermediate_size, 16, 4 * 128
+    read_and_ranked = tokens * (
+        6 * hidden + between + 7 * rank
+    )  # of the 7 linears' inputs, and A's outputs
+    copied = rank * (8 * hidden + 3 * (hidden + between))  # autocast's copies of A and B
+    difference = wide.largest["activation"] - narrow.largest["activation"]
+    assert difference == pytest.approx(8 * 2 * (read_and_ranked - copied), rel=0.003)
 
 
 def test_the_recorder_counts_what_is_allocated_inside_only() -> None:

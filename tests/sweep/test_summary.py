@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import cast
 
+import pytest
 from rich.console import Console
 
 from bench.sweep import summary
@@ -49,3 +50,22 @@ def test_a_table_says_its_shape_and_device_and_what_a_precision_means() -> None:
     assert subject_of_rows(rows) == f"llama-tiny, train, 4 × 128 tokens, on {made.CPU.name}"
     (note,) = summary.notes(rows)
     assert note == "precision=bf16: float32 weights, bfloat16 arithmetic (mixed precision, autocast)."
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ("precision=bf16_pure", "bfloat16 weights and arithmetic."),
+        ("precision=bf16_autocast", "bfloat16 weights, bfloat16 arithmetic under autocast."),
+        ("precision=nf4 lora=on precision.autocast=off", "bfloat16 arithmetic without autocast."),
+    ],
+)
+def test_words_tell_autocast_from_weights_of_16_bits(words: str, meaning: str) -> None:
+    row = made.measured(words)
+    (note,) = summary.notes([row, row | {"autocast": row["autocast"]}])
+    assert note.endswith(meaning)
+
+
+def test_a_row_of_before_autocast_was_a_column_says_the_same() -> None:
+    row = made.measured("precision=bf16")
+    assert len(summary.notes([row, row | {"autocast": None}])) == 1

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from bench.config.compose import trial_from
 from bench.trial.axes import Lora, Timing
 from bench.trial.platform import CPU, CUDA, Platform
 from bench.trial.skip_rules import skip_reason
@@ -36,7 +37,49 @@ def test_any_change_that_defines_the_trial_makes_a_new_id(override: str) -> None
     assert make_trial(override).trial_id != make_trial().trial_id
 
 
+@pytest.mark.parametrize(
+    ("words", "trial_id"),
+    [
+        ("", "55bc3df5d1c4e38c"),
+        ("precision=bf16", "749b6304e0f53172"),
+        ("precision=nf4 lora=on lora.rank=8", "4d5b72e2b84ba85c"),
+        ("precision=int8 fsdp=full_shard fsdp.world_size=2 method=simulate", "acc19756c22f7dbc"),
+        ("workload=decode precision=nf4", "f65dea05e015b427"),
+        ("precision=nf4 precision.param_dtype=bfloat16 lora=on", "c2e1ff5052dd5f22"),
+    ],
+)
+def test_a_key_that_came_later_does_not_change_the_trials_of_before(words: str, trial_id: str) -> None:
+    """The ids that rows of schema 3 have."""
+    assert trial_from(words.split()).trial_id == trial_id
+
+
+def test_autocast_is_part_of_the_identity_only_where_the_dtypes_say_otherwise() -> None:
+    for words, said in (("bf16", "on"), ("bf16_pure", "off"), ("nf4", "on")):
+        plain = make_trial(f"precision={words}")
+        assert make_trial(f"precision={words}", f"precision.autocast={said}").trial_id == plain.trial_id
+    assert make_trial("precision=bf16_autocast").trial_id != make_trial("precision=bf16_pure").trial_id
+    assert make_trial("precision=nf4", "precision.autocast=off").trial_id != plain.trial_id
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("precision=fp32 precision.autocast=on", "autocast computes in 16 bits"),
+        ("precision=bf16 precision.autocast=off", "choose precision=fp32"),
+        ("precision=fp16_autocast", "GradScaler refuses 16-bit gradients"),
+        ("precision=bf16_autocast workload=decode", "without autocast"),
+    ],
+)
+def test_autocast_that_cannot_be_is_skipped_with_the_remedy(words: str, reason: str) -> None:
+    assert reason in (skip_reason(make_trial(*words.split()), CPU, 1) or "")
+    assert skip_reason(make_trial("precision=fp16_autocast", "lora=on"), CPU, 1) is None
+    narrow = make_trial("precision=fp16_autocast", "lora=on", "lora.dtype=auto")
+    assert "lora.dtype=float32" in (skip_reason(narrow, CPU, 1) or "")
+
+
 def test_details_of_an_axis_that_is_off_do_not_make_a_new_trial() -> None:
+    assert make_trial("loss.chunks=4").trial_id == make_trial().trial_id
+    assert make_trial("loss=chunked", "loss.chunks=4").trial_id != make_trial("loss=chunked").trial_id
     assert make_trial("lora.rank=4").trial_id == make_trial("lora.rank=64").trial_id
     assert make_trial("lora=on", "lora.rank=4").trial_id != make_trial("lora=on").trial_id
 

@@ -110,12 +110,32 @@ _INFERENCE_OF_LLAMA = (
 )
 
 
+_AUTOCAST = (
+    "precision=bf16_autocast",
+    "precision=bf16_autocast lora=on",
+    "precision=bf16_autocast lora=on checkpointing=on",
+    "precision=fp16_autocast lora=on",
+    "precision=nf4 lora=on precision.autocast=off",
+    "precision=int8 lora=on precision.autocast=off",
+    "precision=bf16_pure lora=on lora.dtype=auto",
+    "precision=nf4 lora=on lora.dtype=auto checkpointing=on",
+)
+
+
+_LOSS = (
+    "loss=chunked",
+    "loss=chunked model.vocab_size=5000 precision=bf16 checkpointing=on",
+    "loss=chunked model.vocab_size=5000 precision=nf4 lora=on grad_accum_steps=2",
+    "loss=chunked model.vocab_size=5000 fsdp=full_shard fsdp.world_size=2",
+)
+
+
 def grid() -> list[Overrides]:
     """The configurations that were picked: every level of every axis, on every architecture."""
     picked = [(*base, *also.split()) for base in ARCHITECTURES.values() for also in _EVERYWHERE]
     decoders = [base for name, base in ARCHITECTURES.items() if name != "mt5"]
     picked += [(*base, *also.split()) for base in decoders for also in _INFERENCE]
-    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA)
+    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA, *_AUTOCAST, *_LOSS)
     return picked + [(*ARCHITECTURES["llama"], *also.split()) for also in alone]
 
 

@@ -5,8 +5,10 @@ In: answers of planning.py, and a results folder for measured rates. Out: text o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +20,7 @@ from bench.machine.gpu_catalogue import Gpu
 from bench.methods.estimate.inference import cache_bytes
 from bench.results import store
 from bench.trial.spec import Trial, axes_of
-from bench.trial.vocabulary import precision_words
+from bench.trial.vocabulary import PRECISION_COLUMNS, precision_words
 
 _PLAIN_WIDTH = 200  # columns, where the output is no terminal
 _INFERENCE_CATEGORIES = ("parameter", "kv_cache", "temporary")
@@ -34,6 +36,7 @@ _MATCHED = (
     "world_size",
     "offload",
     "optimizer",
+    "loss",
     "workload",
     "kv_cache",
     "seq_len",
@@ -54,10 +57,16 @@ def with_measured(answers: list[Answer], card: Gpu, results_dir: Path) -> list[A
         rates = [
             row["tokens_per_sec_per_device"]
             for row in rows
-            if all(row[name] == axes[name] for name in _MATCHED) and row["tokens_per_sec_per_device"]
+            if _matches(row, axes) and row["tokens_per_sec_per_device"]
         ]
         with_rates.append(replace(answer, measured=max(rates)) if rates else answer)
     return sorted(with_rates, key=lambda answer: answer.rank)
+
+
+def _matches(row: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
+    """Whether a measured row agrees with the axes of a planned trial."""
+    older = {"loss": "full"} if row["loss"] is None else {}  # a row of before there was the axis
+    return all(older.get(name, row[name]) == axes[name] for name in _MATCHED)
 
 
 def show_plan(
@@ -139,11 +148,9 @@ def _table(answers: list[Answer], *, sizes: bool) -> Table:
 
 def _precision_lines(answers: list[Answer]) -> list[str]:
     """What the precisions of the plan mean, in words."""
-    kinds = dict.fromkeys(answer.trial.precision for answer in answers)
-    return [
-        f"precision={one.name}: {precision_words(one.param_dtype, one.compute_dtype, one.quantization)}."
-        for one in kinds
-    ]
+    axes = (axes_of(answer.trial) for answer in answers)
+    kinds = dict.fromkeys(tuple(one[name] for name in ("precision", *PRECISION_COLUMNS)) for one in axes)
+    return [f"precision={name}: {precision_words(*what)}." for name, *what in kinds]
 
 
 def _longest_word(answers: list[Answer]) -> int:

@@ -29,6 +29,7 @@ _WEIGHTS = (
     ("precision=bf16", "lora=off"),
     ("precision=bf16_pure", "lora=off"),
     ("precision=bf16_pure", "lora=on"),
+    ("precision=bf16_autocast", "lora=on"),
     ("precision=int8", "lora=on"),
     ("precision=nf4", "lora=on"),
 )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.methods.estimate.weights import ADAPTER_BYTES, BYTES
+from bench.methods.estimate.weights import BYTES
+from bench.trial.axes import LEARNED_POSITIONS
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.shapes import Shape
@@ -22,7 +23,7 @@ def autocast_copy_bytes(trial: Trial, shape: Shape) -> int:
     and of the weights that FSDP gathers, which are 16-bit already.
     """
     precision = trial.precision
-    if not precision.autocast or trial.fsdp.shards or precision.quantization != "none":
+    if not precision.casts_weights or trial.fsdp.shards or precision.quantization != "none":
         return 0
     blocks = shape.in_linears if trial.checkpointing.name == "off" else 0
     return (shape.head + blocks) * 2
@@ -51,6 +52,25 @@ def activation_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
 def _residual_bytes(trial: Trial) -> int:
     """Bytes of one element of the residual stream between blocks, which has the weights' dtype."""
     return BYTES[trial.precision.param_dtype]
+
+
+def _element_bytes(trial: Trial) -> int:
+    """Bytes of one element of what the blocks' linears put out.
+
+    A 4-bit linear returns its input's dtype: without autocast that of the residual stream.
+    """
+    if trial.precision.quantization == "nf4" and not trial.precision.runs_autocast:
+        return max(BYTES[trial.precision.compute_dtype], _residual_bytes(trial))
+    return BYTES[trial.precision.compute_dtype]
+
+
+def _norms_widen(trial: Trial, platform: Platform) -> bool:
+    """Whether a norm's output is wider than the product that reads it, so that autocast casts it.
+
+    It is where the weights are wider, and where autocast runs LayerNorm in float32.
+    """
+    has_layer_norm = trial.model.family in LEARNED_POSITIONS and platform.autocast_widens
+    return trial.precision.casts_weights or (trial.precision.runs_autocast and has_layer_norm)
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,7 @@ def _bytes_per_token(trial: Trial, platform: Platform) -> float:
     h (24 + 8 i/h), where h is the hidden size and i the intermediate size, as Korthikanti 2022 counts for
     its parts.
     """
-    bytes_per_element, residual = BYTES[trial.precision.compute_dtype], _residual_bytes(trial)
+    bytes_per_element, residual = _element_bytes(trial), _residual_bytes(trial)
     tokens, model = trial.micro_batch_size * trial.seq_len, trial.model
 
     def allocated_width(width: int) -> float:
@@ -101,7 +121,9 @@ def _bytes_per_token(trial: Trial, platform: Platform) -> float:
     # RMSNorm keeps its input in float32, and the normalised one where its own weight trains
     norm = 4 * h + (0 if trial.lora.enabled else residual * h)
     # GELU is written out, and its pow runs in float32 where autocast widens it
-    gelu_element = 4 if trial.precision.autocast and platform.autocast_widens else bytes_per_element
+    gelu_element = 4 if trial.precision.runs_autocast and platform.autocast_widens else bytes_per_element
+    # LayerNorm keeps its input as wide as it computes
+    layer_norm = 4 if _norms_widen(trial, platform) else residual
     mlp_element = bytes_per_element
     if trial.precision.quantization == "nf4":  # a 4-bit linear returns its input's dtype, that of the norms
         mlp_element = gelu_element = max(bytes_per_element, residual)
@@ -117,11 +139,11 @@ def _bytes_per_token(trial: Trial, platform: Platform) -> float:
                 trial, platform, (to_qkv, to_gate_and_up, to_output, LinearInput(i, 1))
             )
         case "opt":  # LayerNorm keeps its input; fc2 reads ReLU's output
-            kept = 2 * residual * h + attention + mlp_element * i
+            kept = 2 * layer_norm * h + attention + mlp_element * i
             to_output, to_fc2 = LinearInput(h, 1, "attention"), LinearInput(i, 1, "relu")
             return kept + _linear_input_bytes(trial, platform, (to_qkv, to_one_linear, to_output, to_fc2))
         case "gpt2":  # one matrix makes q, k and v
-            kept = 2 * residual * h + attention + gelu
+            kept = 2 * layer_norm * h + attention + gelu
             to_output = LinearInput(h, 1, "attention")
             return kept + _linear_input_bytes(
                 trial, platform, (to_one_linear, to_one_linear, to_output, LinearInput(i, 1))
@@ -157,23 +179,25 @@ def _linear_input_bytes(trial: Trial, platform: Platform, inputs: tuple[LinearIn
         platform: what it would run on.
         inputs: each distinct tensor that linears of the block read, once.
     """
-    bytes_per_element = BYTES[trial.precision.compute_dtype]
+    bytes_per_element = _element_bytes(trial)
     read = sum(source.width * source.readers for source in inputs)
     int8 = trial.precision.quantization == "int8"
-    if trial.lora.enabled and trial.precision.autocast and int8 and platform.peft_sees_autocast:
+    adapter_bytes = BYTES[trial.adapter_dtype]
+    autocast_narrows = trial.lora.enabled and trial.precision.runs_autocast and adapter_bytes == 4
+    if autocast_narrows and int8 and platform.peft_sees_autocast:
         cast = sum(2 * source.width * source.readers for source in inputs if source.from_norm)
         # attention's output is counted with attention; ReLU's is counted here and with ReLU
         as_it_is = [source for source in inputs if source.producer not in ("norm", "attention")]
         return bytes_per_element * (cast + sum(source.width * source.readers for source in as_it_is))
-    if trial.lora.enabled and trial.precision.autocast:
+    if autocast_narrows:
         return read * bytes_per_element * (2 if int8 else 1)
-    if trial.lora.enabled and bytes_per_element < ADAPTER_BYTES:
-        return read * (ADAPTER_BYTES + (bytes_per_element if int8 else 0))
+    if trial.lora.enabled and bytes_per_element < adapter_bytes:
+        return read * (adapter_bytes + (bytes_per_element if int8 else 0))
     kept = read if int8 else 0.0
     for source in inputs:
         if source.saved_by_producer:
             continue
-        copies = source.readers if trial.precision.autocast and source.from_norm else 1
+        copies = source.readers if source.from_norm and _norms_widen(trial, platform) else 1
         kept += source.width * bytes_per_element * copies
     return kept
 
@@ -187,11 +211,14 @@ def loss_bytes(trial: Trial, platform: Platform) -> tuple[int, int]:
     temporary is the gradient of the float32 one, which only the loss reads.
     """
     precision = trial.precision
-    entries = trial.micro_batch_size * trial.seq_len * trial.model.vocab_size
+    tokens = trial.micro_batch_size * trial.seq_len
+    if trial.loss.chunked:  # one chunk at a time, recomputed
+        tokens = -(-tokens // trial.loss.chunks)
+    entries = tokens * trial.model.vocab_size
     in_float32 = platform.allocated_bytes(4 * entries)
     if trial.model.family != "mt5":
         return in_float32, 2 * in_float32
     in_compute_dtype = platform.allocated_bytes(BYTES[precision.compute_dtype] * entries)
-    if precision.autocast and platform.autocast_widens:
+    if precision.runs_autocast and platform.autocast_widens:
         return in_compute_dtype + in_float32, in_float32
     return in_compute_dtype, 2 * in_compute_dtype

@@ -138,7 +138,7 @@ def _gathered_bytes(trial: Trial, shape: Shape, weights: int) -> int:
     if not trial.fsdp.shards:
         return 0
     compute_share = BYTES[trial.precision.compute_dtype] / BYTES[trial.precision.param_dtype]
-    scale = compute_share if trial.precision.autocast else 1.0
+    scale = compute_share if trial.precision.casts_weights else 1.0
     outside = int(shape.outside * BYTES[trial.precision.param_dtype])
     if trial.fsdp.name == "shard_grad_op":
         return int(weights * scale)

@@ -15,7 +15,6 @@ from bench.trial.vocabulary import CATEGORIES
 from bench.workload.shapes import Linear, Shape
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-ADAPTER_BYTES = 4  # peft keeps adapters in float32 whatever the base is in
 
 
 def weight_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
@@ -64,7 +63,10 @@ def adapter_parameters(trial: Trial, shape: Shape) -> int:
 def adapter_bytes(trial: Trial, shape: Shape, platform: Platform) -> int:
     """Bytes of LoRA's A and B at every linear of the blocks; their gradients take as many."""
     tensors = _adapter_tensors(trial, shape)
-    return sum(count * platform.allocated_bytes(elements * ADAPTER_BYTES) for elements, count in tensors)
+    bytes_per_element = BYTES[trial.adapter_dtype]
+    return sum(
+        count * platform.allocated_bytes(elements * bytes_per_element) for elements, count in tensors
+    )
 
 
 def _adapter_tensors(trial: Trial, shape: Shape) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,16 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from bench.workload.state import Run
-from bench.workload.techniques import checkpointing, fsdp, kv_cache, lora, offload, optimizer, precision
+from bench.workload.techniques import (
+    checkpointing,
+    fsdp,
+    kv_cache,
+    lora,
+    loss,
+    offload,
+    optimizer,
+    precision,
+)
 
 Evidence = dict[str, Any]
 
@@ -31,6 +40,6 @@ class Technique(Protocol):
 
 
 # First those that change modules, on meta; then those that place bytes or own state.
-SHAPING = cast("tuple[Technique, ...]", (precision, lora, checkpointing))
+SHAPING = cast("tuple[Technique, ...]", (precision, lora, checkpointing, loss))
 PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer, kv_cache))
 TECHNIQUES = (*SHAPING, *PLACING)

@@ -68,7 +68,7 @@ def _sharding(run: Run) -> dict[str, Any]:
     offloaded = trial.offload.name == "params"
     # With autocast the gathered copy is already in the compute dtype: half the traffic and half the
     # gathered bytes, while the shards and the reduction stay in the parameters' own dtype.
-    mixed = DTYPES[trial.precision.compute_dtype] if trial.precision.autocast else None
+    mixed = DTYPES[trial.precision.compute_dtype] if trial.precision.casts_weights else None
     return {
         "mesh": _mesh(run),
         "reshard_after_forward": trial.fsdp.name == "full_shard",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest import mock
@@ -13,6 +13,7 @@ from peft.utils import transformers_weight_conversion as weight_conversion
 from torch import nn
 
 from bench.trial.outcome import in_one_line
+from bench.workload.architectures import DTYPES
 from bench.workload.experts import fused_experts
 from bench.workload.state import CannotExistError, NotInForceError, Run
 from bench.workload.tensors import computes_as_linear, parameter_counts, quantised_linears
@@ -44,9 +45,16 @@ def apply(run: Run) -> None:
     try:
         with _linears_alone(run):
             run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
+            for _, adapter in _adapters(run.model):
+                adapter.data = adapter.data.to(DTYPES[run.trial.adapter_dtype])
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         kind = run.model.config.model_type  # type: ignore[union-attr]
         raise CannotExistError(f"peft cannot adapt {kind}: {in_one_line(error)}") from error
+
+
+def _adapters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The adapters' parameters, by name."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if "lora_" in name)
 
 
 def _other_than_linear(model: nn.Module) -> list[str] | None:
@@ -104,6 +112,11 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
             if not adapters or trainable >= total:
                 raise NotInForceError("lora=on: no module was adapted")
             found["lora_modules"] = adapters
+            found["adapter_dtypes"] = sorted(
+                {str(p.dtype).removeprefix("torch.") for _, p in _adapters(run.model)}
+            )
+            if found["adapter_dtypes"] != [run.trial.adapter_dtype]:
+                raise NotInForceError(f"lora.dtype: adapters are in {', '.join(found['adapter_dtypes'])}")
             wrappers = [m for m in run.model.modules() if isinstance(m, ParamWrapper)]
             if on_experts := sum(wrapper.num_experts > 1 for wrapper in wrappers):  # others are routers
                 found["lora_expert_parameters"] = on_experts

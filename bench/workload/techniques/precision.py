@@ -1,7 +1,8 @@
 """Precision: dtypes of weights and arithmetic, and quantised linears.
 
 fp32, fp16_pure and bf16_pure need nothing here: the model was made in that dtype. AMP (fp16, bf16) is
-autocast in the step plus, for fp16, a GradScaler. int8 and nf4 replace the blocks' linears by
+autocast in the step plus, for fp16, a GradScaler; bf16_autocast and fp16_autocast are the same over weights
+of 16 bits. int8 and nf4 replace the blocks' linears by
 bitsandbytes' before any weight exists.
 """
 
@@ -141,7 +142,9 @@ def _quantised(module: nn.Module, trial: Trial) -> nn.Module:
                 has_fp16_weights=trainable,
                 threshold=precision.int8_threshold,
             )
-            linear.compute_dtype = DTYPES[precision.compute_dtype]
+            # without autocast it takes and returns the stream's dtype, as bitsandbytes' own does
+            stream_dtype = precision.compute_dtype if precision.runs_autocast else precision.param_dtype
+            linear.compute_dtype = DTYPES[stream_dtype]
             if trainable:
                 linear.weight = bnb.nn.Int8Params(
                     linear.weight.data.to(dtype), requires_grad=True, has_fp16_weights=True
@@ -187,37 +190,56 @@ def _outliers(modules: list[nn.Module]) -> dict[str, float]:
 
 def _dtype_of(output: Any) -> str:
     """The dtype of a module's output; of several tensors, as a router returns them, the first one's."""
-    return str(next(tensors_in((output,))).dtype).removeprefix("torch.")
+    return _name_of(next(tensors_in((output,))).dtype)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
-    """Dtypes of the parameters, dtype that the blocks' linears put out, and quantised modules."""
+    """Dtypes of the parameters, of what the blocks' linears put out and of autocast; quantised modules."""
+    precision, device_type = run.trial.precision, run.device.type
     seen: set[str] = set()
+    autocast_seen: set[str] = set()
     homes = _homes_of_linears(run.model).values()
     linears = [m for home in homes for m in home.modules() if isinstance(m, nn.Linear | Conv1D)]
-    hooks = [m.register_forward_hook(lambda _m, _i, out: seen.add(_dtype_of(out))) for m in linears]
+
+    def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        seen.add(_dtype_of(output))
+        if torch.is_autocast_enabled(device_type):
+            autocast_seen.add(_name_of(torch.get_autocast_dtype(device_type)))
+
+    hooks = [module.register_forward_hook(look) for module in linears]
 
     def evidence() -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
+        expected = {precision.compute_dtype} if precision.runs_autocast and linears else set()
+        if not run.trial.workload.inference and autocast_seen != expected:
+            raise NotInForceError(
+                f"precision={precision.name}: autocast to {sorted(autocast_seen)}, not {sorted(expected)}"
+            )
         modules = quantised_linears(run.model)
-        asked = run.trial.precision.quantization
+        asked = precision.quantization
         if asked != "none" and not modules and not any(quantised_experts(run.model)):
-            raise NotInForceError(f"precision={run.trial.precision.name}: no module was quantised")
-        dtypes = Counter(str(p.dtype).removeprefix("torch.") for p in run.model.parameters() if p.numel())
+            raise NotInForceError(f"precision={precision.name}: no module was quantised")
+        dtypes = Counter(_name_of(p.dtype) for p in run.model.parameters() if p.numel())
         found: dict[str, Any] = {
             "parameter_dtypes": dict(dtypes),
             "linear_output_dtypes": sorted(seen),
         }
+        if autocast_seen:
+            found["autocast_dtypes"] = sorted(autocast_seen)
         if asked != "none":
             found[f"{asked}_modules"] = len(modules)
             if experts := list(quantised_experts(run.model)):
                 found[f"{asked}_experts"] = len(experts)
             found |= _quantised_share(run)
-            stored = {m.weight.dtype for m in modules}
-            found["quantised_weight_dtypes"] = sorted(str(d).removeprefix("torch.") for d in stored)
+            stored: set[Any] = {m.weight.dtype for m in modules}
+            found["quantised_weight_dtypes"] = sorted(_name_of(dtype) for dtype in stored)
             found |= _outliers(modules)
-        if run.trial.precision.loss_scaling:
+        if precision.loss_scaling:
             found["loss_scaling"] = run.scaler.is_enabled()
         return found
 

@@ -101,10 +101,21 @@ def test_the_grid_covers_every_level_and_four_architectures() -> None:
     assert {trial.model.family for trial in trials} == {"llama", "opt", "gpt2", "mt5"}
     assert any(trial.model.kv_heads < trial.model.heads for trial in trials)
     levels = {
-        "precision": {"fp32", "fp16", "bf16", "fp16_pure", "bf16_pure", "int8", "nf4"},
+        "precision": {
+            "fp32",
+            "fp16",
+            "bf16",
+            "fp16_pure",
+            "bf16_pure",
+            "bf16_autocast",
+            "fp16_autocast",
+            "int8",
+            "nf4",
+        },
         "checkpointing": {"off", "on", "selective"},
         "fsdp": {"off", "full_shard", "shard_grad_op", "no_shard"},
         "offload": {"off", "params", "activations"},
+        "loss": {"full", "chunked"},
         "optimizer": {"adamw", "adamw_fused", "adamw_foreach", "adamw_8bit", "sgd", "adafactor"},
     }
     for axis, names in levels.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -48,12 +49,21 @@ def test_the_baseline_shows_no_technique() -> None:
         ("bf16", "float32", "bfloat16"),
         ("fp16_pure", "float16", "float16"),
         ("bf16_pure", "bfloat16", "bfloat16"),
+        ("bf16_autocast", "bfloat16", "bfloat16"),
     ],
 )
 def test_dtypes_of_storage_and_of_arithmetic(level: str, stored: str, computed: str) -> None:
     found = of(f"precision={level}")
     assert set(found["parameter_dtypes"]) == {stored}
     assert found["linear_output_dtypes"] == [computed]
+    assert found.get("autocast_dtypes", []) == ([] if level.endswith("pure") else [computed])
+
+
+def test_autocast_that_is_not_on_is_noticed() -> None:
+    run = build(make_trial("precision=bf16_autocast"), CPU)
+    run.autocast = nullcontext  # type: ignore[method-assign]
+    with pytest.raises(NotInForceError, match=r"autocast to \[\], not \['bfloat16'\]"):
+        evidence(run)
 
 
 @pytest.mark.parametrize(("level", "stored"), [("int8", "int8"), ("nf4", "uint8")])

@@ -1,0 +1,27 @@
+"""The axes of the step itself, typed: what it does beside the model and its memory-saving techniques.
+
+As in `axes.py` each is frozen, and checked when it is made. Must import neither Hydra nor torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.trial.axes import at_least, one_of
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How the cross-entropy is computed; `chunks` matters only where it is chunked."""
+
+    name: str
+    chunks: int = 8
+
+    def __post_init__(self) -> None:
+        one_of("loss.name", self.name, ("full", "chunked"))
+        at_least("loss.chunks", self.chunks, 1)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether only one chunk's logits exist at a time."""
+        return self.name == "chunked"
