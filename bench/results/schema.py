@@ -12,7 +12,7 @@ from bench.trial.columns import Columns
 from bench.trial.columns import RankBytes
 from bench.machine.provenance import PACKAGES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -59,6 +59,10 @@ SCHEMA = pa.schema(
         *((n, _REAL) for n in ("hardware_flops_per_step", "block_seconds", "cold_step_seconds")),
         *((n, _REAL) for n in ("build_seconds", "simulation_seconds", "wall_seconds", "overhead_seconds")),
         ("stop_reason", _TEXT),
+        # where a predicted step's time goes
+        *((f"{kind}_seconds", _REAL) for kind in ("products", "attention", "elementwise")),
+        *((f"{kind}_seconds", _REAL) for kind in ("optimizer", "transfer", "collective", "host")),
+        *((name, _REAL) for name in ("host_bound_share", "uncalibrated_share")),
         # evidence and health
         ("evidence", _TEXT),
         ("losses", pa.list_(_REAL)),

@@ -19,10 +19,10 @@ from bench.config.compose import trial_from
 from bench.machine import gpu_catalogue
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
-from bench.methods.least_time import step_seconds
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator
 from bench.results import store
+from bench.timing.roofline import step_seconds
 from bench.trial.columns import Columns, Simulation
 from bench.trial.platform import CPU, CUDA, Platform
 from bench.trial.skip_rules import skip_reason
