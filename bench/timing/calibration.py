@@ -158,6 +158,10 @@ class Calibration:
     def _issued(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         return {}
 
+    def waits(self, operation: Operation) -> bool:
+        """Whether the host reads a result of the operation: LLM.int8() asks for outliers."""
+        return operation.name == "bitsandbytes::int8_vectorwise_quant"
+
     def transfer_seconds(self, size: float) -> float:
         """At the rate of the largest copy that was sampled, in both directions on average."""
         if not self.copies:

@@ -47,10 +47,15 @@ MODE_SECONDS = 32e-6  # more, where a Python mode sees each operation: selective
 HOST_BYTES_PER_SEC = 80e9
 UNCERTAINTY = 0.25
 
-# kernels that read their input several times: absolute values, a mask, whether any is true, then the kernel
-_PASSES = {"bitsandbytes::int8_vectorwise_quant": 4}
-# they ask the device whether there was an outlier, and the host waits for the answer
-_SYNCHRONISES = {"bitsandbytes::int8_vectorwise_quant": 20e-6}
+# LLM.int8() looks for outliers in each product's input (int8_vectorwise_quant in
+# bitsandbytes/backends/cuda/ops.py, and its caller): absolute values, a mask, whether any is true, in which
+# columns, where; their values are zeroed in the int8 input, gathered from input and weight, multiplied in 16
+# bits, and added to the output. Simulation knows no data and sees none of it; trained models have outliers
+# in nearly every layer.
+_QUANTISE, _OUTPUT = "bitsandbytes::int8_vectorwise_quant", "bitsandbytes::int8_mm_dequant"
+_PASSES = {_QUANTISE: 4, _OUTPUT: 2}  # how often what they move is read or written
+_HIDDEN_OPERATIONS = {_QUANTISE: 9, _OUTPUT: 5}  # operations that the host issues inside
+_WAITING = frozenset({_QUANTISE})  # the host reads whether there are outliers, and waits for the device
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,6 @@ class DataSheet:
             return Cost(operation.moved_bytes / (self.gpu.card_link_bytes_per_sec * LINK_SHARE))
         traffic = passes * operation.moved_bytes / (self.gpu.bandwidth_bytes_per_sec * BANDWIDTH_SHARE)
         gap = 0.0 if operation.name.endswith("[]") else passes * KERNEL_SECONDS
-        gap += _SYNCHRONISES.get(operation.name, 0.0)
         return Cost(REACHED * max(traffic, self._arithmetic_seconds(operation)) + gap)
 
     def _arithmetic_seconds(self, operation: Operation) -> float:
@@ -110,10 +114,15 @@ class DataSheet:
         """What the host needs for an operation, or for a module's call."""
         if operation.name == "module":
             return 0.0
+        operations = 1 + _HIDDEN_OPERATIONS.get(operation.name, 0)
         seconds = ISSUE_SECONDS.get(operation.phase, FORWARD_ISSUE_SECONDS)
         if trial.checkpointing.name == "selective" and operation.phase in ("forward", "recomputation"):
             seconds += MODE_SECONDS
-        return seconds
+        return operations * seconds
+
+    def waits(self, operation: Operation) -> bool:
+        """Whether the host reads a result of the operation."""
+        return operation.name in _WAITING
 
     def transfer_seconds(self, size: float) -> float:
         """Over PCIe, from and to pinned memory."""

@@ -5,14 +5,16 @@ device that was measured). Out: a `StepTime`. Must not import torch: bench/plan.
 earlier simulations answer.
 
 Host and device are two queues. Where they are two machines the host issues operations ahead of the device,
-so that a step takes as long as the slower of them; on a CPU they are one, and a step takes the sum.
+so that a step takes as long as the slower of them. In a phase in which the host reads results again and
+again (LLM.int8() looks for outliers before each product) it cannot run ahead, and the phase takes the sum;
+so does a whole step on a CPU, where they are one.
 Collectives run beside the forward and the backward, as FSDP and DDP arrange it; copies to the host and back
 wait in the queue of the operations.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +56,10 @@ class Device(Protocol):
 
     def issue_seconds(self, operation: Operation, trial: Trial) -> float:
         """What the host needs to issue it, Python included."""
+        ...
+
+    def waits(self, operation: Operation) -> bool:
+        """Whether the host reads a result of the operation, and so waits for the device."""
         ...
 
     def transfer_seconds(self, size: float) -> float:
@@ -139,11 +145,13 @@ def _with_first(step: StepTime, seconds: float) -> StepTime:
 
 def _of(work: Work, trial: Trial, columns: Columns, device: Device) -> StepTime:
     by_kind = dict.fromkeys(KINDS, 0.0)
-    host = unknown = host_optimizer_bytes = 0.0
+    host_by_phase: defaultdict[str, float] = defaultdict(float)
+    busy_by_phase: defaultdict[str, float] = defaultdict(float)
+    unknown = host_optimizer_bytes = 0.0
     updates_on_host = trial.offload.name == "params" and not trial.workload.inference
     for operation, times in work.items():
         if not operation.name.endswith("[]"):  # the operation itself has an entry, too
-            host += times * device.issue_seconds(operation, trial)
+            host_by_phase[operation.phase] += times * device.issue_seconds(operation, trial)
         if not operation.moved_bytes:
             continue
         kind = _kind(operation)
@@ -153,23 +161,31 @@ def _of(work: Work, trial: Trial, columns: Columns, device: Device) -> StepTime:
         cost = device.cost(operation)
         by_kind[kind] += times * cost.seconds
         unknown += 0.0 if cost.known else times * cost.seconds
+        if kind != "collective":
+            busy_by_phase[operation.phase] += times * cost.seconds
     if not device.host_is_device:
         by_kind["transfer"] += device.transfer_seconds(_transferred_bytes(trial, columns))
-    by_kind["optimizer"] += device.host_optimizer_seconds(host_optimizer_bytes)
-    computing = by_kind["products"] + by_kind["attention"] + by_kind["elementwise"]
-    in_order = by_kind["transfer"] + by_kind["optimizer"]
-    busy = (
-        computing + by_kind["collective"]
-        if device.host_is_device
-        else max(computing, by_kind["collective"])
+    on_host = device.host_optimizer_seconds(host_optimizer_bytes)
+    by_kind["optimizer"] += on_host
+    waiting = (
+        {o.phase for o in work if device.waits(o)} if not device.host_is_device else set(host_by_phase)
     )
-    busy += in_order
-    seconds = host + busy if device.host_is_device else max(host, busy)
-    total = sum(by_kind.values())
+    in_turn = sum(host_by_phase[phase] + busy_by_phase[phase] for phase in waiting)
+    host_ahead = sum(seconds for phase, seconds in host_by_phase.items() if phase not in waiting)
+    busy_ahead = sum(seconds for phase, seconds in busy_by_phase.items() if phase not in waiting)
+    optimizer = busy_by_phase["optimizer"] + busy_by_phase["done"]
+    computing = in_turn + busy_ahead - (0.0 if device.host_is_device else optimizer)
+    # gloo's threads compute on the same cores; NCCL runs beside the computing, and may be the longer
+    exposed = by_kind["collective"] - (
+        0.0 if device.host_is_device else min(computing, by_kind["collective"])
+    )
+    seconds = in_turn + max(host_ahead, busy_ahead + by_kind["transfer"] + exposed) + on_host
+    host, total = sum(host_by_phase.values()), sum(by_kind.values())
+    busy = total - by_kind["collective"] + exposed
     return StepTime(
         seconds=seconds,
         by_kind=by_kind,
-        host_seconds=host,
+        host_seconds=float(host),
         host_bound_share=max(0.0, 1 - busy / seconds) if seconds else 0.0,
         uncalibrated_share=unknown / total if total else 0.0,
         uncertainty=device.uncertainty,

@@ -24,6 +24,7 @@ class ByHand:
     issue: float = 0.0
     host_is_device: bool = False
     unknown: set[str] = field(default_factory=set)
+    waiting: set[str] = field(default_factory=set)
     name: str = "by hand"
     uncertainty: float = 0.25
 
@@ -32,6 +33,9 @@ class ByHand:
 
     def issue_seconds(self, operation: Operation, trial: Trial) -> float:
         return self.issue
+
+    def waits(self, operation: Operation) -> bool:
+        return operation.name in self.waiting
 
     def transfer_seconds(self, size: float) -> float:
         return size
@@ -73,6 +77,15 @@ def test_a_host_that_is_slower_sets_the_time_and_on_a_cpu_both_add_up() -> None:
     assert slow.host_bound_share == pytest.approx(1 - 12 / 21)
     both = step_time(WORK, make_trial(), {}, ByHand(SECONDS, issue=3.0, host_is_device=True))
     assert both.seconds == 21 + 12 + 4
+
+
+def test_a_phase_in_which_the_host_waits_takes_the_sum() -> None:
+    found = step_time(WORK, make_trial(), {}, ByHand(SECONDS, issue=0.5, waiting={"add"}))
+    forward, update = (
+        6 * 0.5 + 7,
+        5,
+    )  # two products, attention, sum, view, collective; the update runs ahead
+    assert found.seconds == forward + update
 
 
 def test_what_is_not_calibrated_is_counted() -> None:
@@ -132,4 +145,6 @@ def test_int8_reads_its_input_again_for_outliers_and_waits_for_the_answer() -> N
     card = DataSheet(gpu_catalogue.catalogue()["rtx-3090"])
     quantise = Operation("bitsandbytes::int8_vectorwise_quant", "float16", (), 0, 2**24, "forward")
     plain = quantise._replace(name="aten::copy_")
-    assert card.cost(quantise).seconds > 4 * card.cost(plain).seconds
+    assert card.cost(quantise).seconds == pytest.approx(4 * card.cost(plain).seconds)
+    assert card.issue_seconds(quantise, make_trial()) == 10 * card.issue_seconds(plain, make_trial())
+    assert card.waits(quantise) and not card.waits(plain)
