@@ -19,14 +19,16 @@ from typing import Any
 import torch
 
 from bench.machine import accelerator
-from bench.methods.simulate import observe_operations, simulate
+from bench.memory.dispatch import OperationWatch
+from bench.methods.simulate import observe_operations
 from bench.timing.calibration import Calibration, style_of
+from bench.timing.operations import work_of
 from bench.timing.replay import Seen, copy_samples, product_samples, samples
 from bench.timing.samples import HostSample
 from bench.trial.platform import platform_of
 from bench.trial.spec import Trial
 from bench.workload.build import build
-from bench.workload.state import CannotExistError
+from bench.workload.state import CannotExistError, Run
 from bench.workload.train_step import run_one_step
 
 _STEPS, _WARM_UP_STEPS = 15, 3
@@ -111,45 +113,52 @@ def _reference_seconds(device: torch.device) -> float:
 
 def _host_samples(trial: Trial, device: torch.device) -> Iterator[HostSample]:
     """What the host needs for each phase of a step of the trial."""
-    counted: Counter[str] = Counter()
-    platform = platform_of(device.type)
-    simulated = Trial(**{**vars(trial), "method": "simulate", "whole": True, "device": device.type})
-    for operation, times in simulate(simulated, platform).work.items():
-        if operation.name != "module" and not operation.name.endswith("[]"):
-            counted[{"done": "optimizer", "": "forward"}.get(operation.phase, operation.phase)] += times
-    seconds = _phase_seconds(trial, device)
+    run = build(trial, device)
+    for _ in range(_WARM_UP_STEPS):
+        run_one_step(run)
+    seconds = _phase_seconds(run)
+    counted = _operations_by_phase(run)
     style = style_of(trial)
-    decoded = trial.workload.decode_tokens - 1
+    recomputes = trial.checkpointing.name != "off"
     for phase, measured in seconds.items():
-        if not counted[phase]:
-            continue
-        if phase == "decode":
-            measured /= decoded
-        if phase == "backward" and counted["recomputation"]:
-            continue  # two kinds in one phase: other trials tell them apart
+        if not counted[phase] or (phase == "backward" and recomputes):
+            continue  # a backward that recomputes is of two kinds: other trials tell them apart
         yield HostSample(style, phase, counted[phase], measured)
-    if counted["recomputation"]:  # as the forward that it repeats
+    if recomputes:  # as the forward that it repeats
         yield HostSample(style, "recomputation", counted["forward"], seconds["forward"])
 
 
-def _phase_seconds(trial: Trial, device: torch.device) -> dict[str, float]:
+def _phase_seconds(run: Run) -> dict[str, float]:
     """The median seconds of each phase over some steps, with a synchronisation at each phase's end."""
-    run: Any = build(trial, device)
-    for _ in range(_WARM_UP_STEPS):
-        run_one_step(run)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(_STEPS):
         marks: list[tuple[str, float]] = []
 
         def enter(phase: str, marks: list[tuple[str, float]] = marks) -> None:
-            accelerator.synchronize(device)
+            accelerator.synchronize(run.device)
             marks.append((phase, time.perf_counter()))
 
         run_one_step(run, enter)
         enter("end")
-        step: Counter[str] = Counter()
+        step: defaultdict[str, float] = defaultdict(float)
         for (phase, began), (_, ended) in pairwise(marks):
-            step[phase] += ended - began  # type: ignore[assignment]
+            step[phase] += ended - began
         for phase, taken in step.items():
             steps[phase].append(taken)
     return {phase: median(taken) for phase, taken in steps.items()}
+
+
+def _operations_by_phase(run: Run) -> Counter[str]:
+    """How many operations the host issues in each phase of a step."""
+    counted: Counter[str] = Counter()
+    phases = [""]
+
+    def execute(func: Any, args: Any, kwargs: dict[str, Any], _mode: object) -> Any:
+        result = func(*args, **kwargs)
+        entries = work_of(func, args, kwargs, result, "")
+        counted[phases[-1]] += sum(not entry.name.endswith("[]") for entry in entries)
+        return result
+
+    with OperationWatch(execute):
+        run_one_step(run, phases.append)
+    return counted
