@@ -12,8 +12,10 @@ and `bench/plan.py gpu=NAME` then predict with it.
 Exit codes: 0; 1 if the device was not steady; 2 if the command line is wrong.
 """
 
+import logging
 import re
 import sys
+import warnings
 from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
@@ -30,16 +32,18 @@ _OPERATIONS = (
     "model=llama-tiny",
     "model=llama-tiny precision=bf16 optimizer=adamw_foreach",
     "model=llama-tiny precision=bf16_pure optimizer=adamw_fused",
-    "model=llama-tiny precision=fp16 optimizer=sgd optimizer.momentum=0.9",
     "model=llama-tiny precision=int8 lora=on",
-    "model=llama-tiny precision=int8 optimizer=adamw_8bit",
     "model=llama-tiny precision=nf4 lora=on optimizer=adamw_fused",
-    "model=gpt2",
     "model=gpt2 precision=bf16 optimizer=adafactor",
+    "model=llama-tiny workload=decode workload.decode_tokens=4 kv_cache=static precision=bf16_pure",
+)
+_RARER_OPERATIONS = (  # at the outer shapes alone
+    "model=llama-tiny precision=fp16 optimizer=sgd optimizer.momentum=0.9",
+    "model=llama-tiny precision=int8 optimizer=adamw_8bit",
+    "model=gpt2",
     "model=opt-125m precision=bf16",
     "model=mt0-small precision=bf16",
     "model=llama-tiny workload=decode workload.decode_tokens=4",
-    "model=llama-tiny workload=decode workload.decode_tokens=4 kv_cache=static precision=bf16_pure",
 )
 _MINUTE = (
     "model.layers=2 model.hidden_size=64 model.heads=2 model.head_dim=32 model.kv_heads=2 "
@@ -85,8 +89,10 @@ def main(arguments: list[str]) -> int:
     try:
         words = read_key_values(arguments, defaults)
         common = [f"device={words['device']}", "method=simulate"]
+        shapes = [(shape, _OPERATIONS) for shape in _SHAPES]
+        shapes += [(shape, _RARER_OPERATIONS) for shape in (_SHAPES[0], _SHAPES[-1])]
         small = [
-            trial_from([*one.split(), *shape.split(), *common]) for shape in _SHAPES for one in _OPERATIONS
+            trial_from([*one.split(), *shape.split(), *common]) for shape, ones in shapes for one in ones
         ]
         minute = [trial_from([*one.split(), *_MINUTE.split(), *common[:1]]) for one in _HOST]
     except (KeyValueError, CommandError) as error:
@@ -104,6 +110,8 @@ def main(arguments: list[str]) -> int:
         return 2
     threads = words["threads"] or len(host.cores())
     name = words["name"] or _name(accelerator.hardware(device)["device_name"])
+    warnings.simplefilter("ignore")  # libraries' own, which would break into the line of progress
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console = Console(stderr=True)
     with console.status("calibrating") as status:
         found = calibrate(

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bench import paths
-from bench.config import given_models
+from bench.config import given_devices, given_models
 from bench.formatting import parse_bytes
 from bench.paths import ROOT
 from bench.trial.adaptable import MATRICES, unknown_targets
@@ -124,6 +124,7 @@ def trial_of(config: DictConfig) -> Trial:
         except ValueError as error:
             raise CommandError(f"memory_limit_bytes={error}") from None
     try:
+        chosen["gpu"] = given_devices.name_of(chosen.get("gpu"))
         model: Any = OmegaConf.to_container(chosen["model"], resolve=True)
         trial = _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
     except given_models.GivenModelError as error:
@@ -229,6 +230,7 @@ def composed(overrides: list[str]) -> DictConfig:
     """
     try:
         given_models.register(level_of(word) for word in overrides if word.startswith("model="))
+        given_devices.register(level_of(word) for word in overrides if word.startswith("gpu="))
         config = _from_levels(overrides)
         return compose("config", overrides=overrides) if config is None else config
     except given_models.GivenModelError as error:

@@ -26,7 +26,7 @@ from bench.methods.measure import measure
 from bench.methods.predict_time import time_columns
 from bench.methods.simulate import simulate
 from bench.processes.nodes import Seat
-from bench.timing.devices import DeviceError, device_type_of
+from bench.timing.devices import DeviceError, device_type_of, named
 from bench.trial.columns import Columns
 from bench.trial.outcome import in_one_line
 from bench.trial.platform import platform_of
@@ -84,7 +84,10 @@ def _simulate(trial: Trial, columns: Columns, send: Send) -> None:
     if reason:
         send("skipped", {"reason": reason})
         return
-    send("device", {"device_name": f"simulated {trial.gpu or platform.device_type}"})
+    send(
+        "device",
+        {"device_name": f"simulated {named(trial.gpu).name if trial.gpu else platform.device_type}"},
+    )
     send("stage", "simulate")
     started = time.perf_counter()
     simulation = simulate(trial, platform)

@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 
 from bench.machine.gpu_catalogue import catalogue
-from bench.paths import ROOT
+from bench.paths import CALIBRATIONS
 from bench.timing.calibration import Calibration, CalibrationError, read
 from bench.timing.data_sheet import DataSheet
-
-FOLDERS = (ROOT / "results" / "calibrations", ROOT / "conf" / "calibrations")
 
 
 class DeviceError(ValueError):
@@ -41,13 +39,15 @@ def named(name: str) -> DataSheet | Calibration:
     try:
         if path.suffix == ".json":
             return read(path)
-        for folder in FOLDERS:
+        for folder in CALIBRATIONS:
             if (folder / f"{name}.json").is_file():
                 return read(folder / f"{name}.json")
     except CalibrationError as error:
         raise DeviceError(f"gpu={name}: {error}") from error
     card = catalogue().get(name)
     if card is None:
-        names = sorted({*catalogue(), *(one.stem for folder in FOLDERS for one in folder.glob("*.json"))})
+        names = sorted(
+            {*catalogue(), *(one.stem for folder in CALIBRATIONS for one in folder.glob("*.json"))}
+        )
         raise DeviceError(f"gpu={name}: no such card or calibration; there are {', '.join(names)}")
     return DataSheet(card)
