@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
     try:
         words = read_key_values(arguments, defaults)
         common = [f"device={words['device']}", "method=simulate"]
-        shapes = [(shape, _OPERATIONS) for shape in _SHAPES]
+        shapes: list[tuple[str, tuple[str, ...]]] = [(shape, _OPERATIONS) for shape in _SHAPES]
         shapes += [(shape, _RARER_OPERATIONS) for shape in (_SHAPES[0], _SHAPES[-1])]
         small = [
             trial_from([*one.split(), *shape.split(), *common]) for shape, ones in shapes for one in ones
