@@ -76,6 +76,11 @@ def format_change(change: float, digits: int = 0) -> str:
     return f"{rounded:+.{digits}f} %".replace("-", "−") if rounded else f"{rounded:.{digits}f} %"
 
 
+def format_rate(per_second: float) -> str:
+    """A rate: `8,960`, `95.6`, `0.82`."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
 def format_duration(seconds: float) -> str:
     """Seconds in words: `8.1 s`, `2 min 5 s`, `3 h 10 min`."""
     if seconds < 60:

@@ -2,6 +2,8 @@
 
 It predicts each measured trial by simulation and by both formulas, without a device, and prints the errors
 by technique. The table is also written to DIR/report/grades.md, every trial to DIR/report/grades.csv.
+On a card of the catalogue it predicts each step's time, too; `gpu=NAME` names the calibration of the device
+that the rows were measured on (of this CPU, with `grid=true` or `sample=`).
 `grid=true` first measures the tests' grid of configurations on the CPU; `sample=40` measures 40 random ones
 (`seed=0`); `model=DIR,NAME` measures these models, plain, with LoRA and checkpointing, and in nf4.
 `architectures=true` asks whether every language model of the installed transformers is measured and
@@ -27,17 +29,20 @@ def main(arguments: list[str]) -> int:
     import statistics
 
     from bench import formatting
-    from bench.analysis.grading import accuracy, accuracy_grid
+    from bench.analysis.grading import accuracy, accuracy_grid, time_accuracy
     from bench.config.compose import CommandError
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.paths import ROOT
+    from bench.timing import devices
 
     defaults: dict[str, Any] = {"results_dir": ROOT / "results", "grid": False, "sample": 0, "seed": 0}
-    defaults |= {"architectures": False, "model": ""}
+    defaults |= {"architectures": False, "model": "", "gpu": ""}
     try:
         words = read_key_values(arguments, defaults)
         chosen = _of_models(words["model"])
-    except (KeyValueError, CommandError) as error:
+        if words["gpu"]:
+            devices.named(words["gpu"])
+    except (KeyValueError, CommandError, devices.DeviceError) as error:
         print(f"bench/grade.py: {error}", file=sys.stderr)
         return 2
     folder: Path = words["results_dir"]
@@ -45,7 +50,7 @@ def main(arguments: list[str]) -> int:
         return _architectures(folder / "report", words["sample"], words["seed"])
     chosen += accuracy_grid.grid() if words["grid"] else []
     chosen += accuracy_grid.sample(words["sample"], words["seed"])
-    graded, failed = _grade(folder, chosen)
+    graded, failed = _grade(folder, chosen, words["gpu"])
     if not graded:
         print(
             f"bench/grade.py: nothing to grade in {folder / 'trials'}; run bench/run.py first, "
@@ -66,6 +71,10 @@ def main(arguments: list[str]) -> int:
             f"(median of {len(shares)}), and above it {above} times",
             highlight=False,
         )
+    time_header, time_lines = time_accuracy.time_lines(graded)
+    if time_lines:
+        console.print("\nPredicted step times:", highlight=False)
+        formatting.print_rows(console, time_header, time_lines, right=time_header[1:])
     console.print(
         f"\n{len(graded)} trials; every one in {folder / 'report' / 'grades.csv'}", highlight=False
     )
@@ -115,7 +124,7 @@ def _architectures(folder: Path, sample: int, seed: int) -> int:
     return 0
 
 
-def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
+def _grade(folder: Path, chosen: list[Any], gpu: str) -> tuple[list[Any], int]:
     """The graded trials, and the number of those that could not be graded; each is named on stderr."""
     from rich.console import Console
     from rich.progress import track
@@ -135,7 +144,7 @@ def _grade(folder: Path, chosen: list[Any]) -> tuple[list[Any], int]:
     with Simulator() as simulator:
         for label, grade, task in track(tasks, "grading", console=console):
             try:
-                graded.append(grade(task, simulator))
+                graded.append(grade(task, simulator, gpu))
             except predictions.NotGradedError as error:
                 console.print(f"passed over: {label}: {error}", markup=False, highlight=False)
                 failed += 1
@@ -154,13 +163,14 @@ def _write(graded: list[Any], grades: Any, folder: Path) -> None:
     with (folder / "grades.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         names = (f"{name}_error" for name in accuracy.PREDICTORS)
-        writer.writerow(
-            ["trial", "measured_bytes", *names, "worst_category_error", "roofline_over_measured"]
-        )
+        times = ("step_seconds_error", "measured_seconds_per_token")
+        others = ("worst_category_error", "roofline_over_measured", *times)
+        writer.writerow(["trial", "measured_bytes", *names, *others])
         for trial in graded:
             errors = (trial.errors.get(name) for name in accuracy.PREDICTORS)
             worst = max(map(abs, trial.category_errors.values()), default=None)
-            writer.writerow([trial.label, trial.measured_bytes, *errors, worst, trial.bound_share])
+            found = (worst, trial.bound_share, trial.time_error, trial.measured_seconds_per_token)
+            writer.writerow([trial.label, trial.measured_bytes, *errors, *found])
 
 
 if __name__ == "__main__":

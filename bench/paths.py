@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[1]
+# Where calibrations of devices lie (bench/calibrate.py): this machine's, and those that were contributed.
+CALIBRATIONS = (ROOT / "results" / "calibrations", ROOT / "conf" / "gpu")
 
 
 def results_place(text: str) -> Path:

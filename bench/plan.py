@@ -4,6 +4,8 @@ It takes the key=value arguments of bench/run.py, lists included (model=llama-7b
   gpu=NAME       a card of conf/gpu/, or auto for the one in this machine
   gpus=8         the number of cards that train together
   margin=0.05    the share of the card's memory to leave free
+  tokens=1e9     how much to train: the plan says how many hours that takes
+  price_per_hour=0.4  of one card: the plan says what it costs
   results_dir=DIR  combinations measured on that card rank by their measured speed
 workload=decode and workload=prefill plan inference: how many sequences fit at once, by precision and
 cache. model= also takes a path to a config.json, or a hub id. Nothing is run on a GPU: peaks are simulated.
@@ -12,6 +14,7 @@ something fits, 1 if nothing does, 2 if the command line is wrong or a model can
 """
 
 import itertools
+import math
 import signal
 import sys
 from pathlib import Path
@@ -26,14 +29,21 @@ _DEFAULTS = ("seq_len=1024", "micro_batch_size=1")
 
 def main(arguments: list[str]) -> int:
     """Plans, prints, and returns the exit code."""
-    from bench.analysis.plans import planning
+    from bench.analysis.plans import combinations, planning
     from bench.config import command_line, compose
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.machine import gpu_catalogue
     from bench.paths import ROOT
     from bench.trial.spec import Trial
 
-    defaults: dict[str, Any] = {"gpu": "auto", "gpus": 1, "margin": 0.05, "results_dir": ROOT / "results"}
+    defaults: dict[str, Any] = {
+        "gpu": "auto",
+        "gpus": 1,
+        "margin": 0.05,
+        "tokens": 0.0,
+        "price_per_hour": 0.0,
+    }
+    defaults |= {"results_dir": ROOT / "results"}
     options = [word for word in arguments if word.partition("=")[0] in defaults]
     trial_words = [word for word in arguments if word not in options and word != "-m"]
     try:
@@ -43,8 +53,11 @@ def main(arguments: list[str]) -> int:
             raise KeyValueError(f"margin={words['margin']}: must be at least 0 and less than 1")
         if words["gpus"] < 1:
             raise KeyValueError(f"gpus={words['gpus']}: must be at least 1")
+        for key in ("tokens", "price_per_hour"):
+            if not 0 <= words[key] < math.inf:
+                raise KeyValueError(f"{key}={words[key]:g}: must be a number and not negative")
         choices = command_line.choices([*_default_shape(trial_words), *trial_words])
-        plans: list[tuple[gpu_catalogue.Gpu, tuple[str, ...], dict[planning.Words, Trial]]] = []
+        plans: list[tuple[gpu_catalogue.Gpu, tuple[str, ...], dict[combinations.Words, Trial]]] = []
         axes, tables = _techniques_and_rest(choices)
         for card, table in itertools.product(cards, itertools.product(*tables)):
             fixed = (*table, *(values[0] for values in axes if len(values) == 1))
@@ -53,13 +66,14 @@ def main(arguments: list[str]) -> int:
         print(f"bench/plan.py: {error}", file=sys.stderr)
         return 2
     from bench.analysis.plans import plan_table
-    from bench.methods.least_time import step_seconds
     from bench.processes.simulation_pool import Simulator
+    from bench.timing import devices
 
     any_fits, all_simulated = False, True
     with Simulator() as predict:
         for card, fixed, trials in plans:
-            answers, failures = planning.answers(trials, card, words["margin"], predict, step_seconds)
+            device = devices.named(card.name)
+            answers, failures = planning.answers(trials, card, words["margin"], predict, device)
             if failures and not answers:
                 all_simulated = False
                 for reason in dict.fromkeys(failure.reason for failure in failures):
@@ -70,9 +84,13 @@ def main(arguments: list[str]) -> int:
                 advice = planning.advice(answers, card, words["margin"], predict)
             answers = plan_table.with_measured(answers, card, words["results_dir"])
             any_fits |= any(answer.fits for answer in answers)
+            longest = 0
+            if answers and answers[0].fits:
+                longest = planning.longest_sequence(answers[0], card, words["margin"], predict)
+            job = plan_table.Job(words["tokens"], words["price_per_hour"], longest)
             predict.pause()
             reasons = planning.reasons(trials)
-            plan_table.show_plan(answers, failures, card, fixed, words["margin"], advice, reasons)
+            plan_table.show_plan(answers, failures, card, fixed, words["margin"], advice, reasons, job)
     return 0 if any_fits else 1 if all_simulated else 2
 
 
@@ -122,7 +140,7 @@ def _techniques_and_rest(choices: list[list[str]]) -> tuple[list[list[str]], lis
 def _trials(
     fixed: tuple[str, ...], axes: list[list[str]], ranks: int, card: Any
 ) -> dict[tuple[str, ...], Any]:
-    from bench.analysis.plans import planning
+    from bench.analysis.plans import combinations
     from bench.config import compose
     from bench.config.key_values import KeyValueError
 
@@ -132,9 +150,9 @@ def _trials(
     if inference and ranks > 1:
         raise KeyValueError(f"gpus={ranks}: inference is planned for one card")
     offered = (
-        planning.inference_combinations(chosen, card)
+        combinations.inference_combinations(chosen, card)
         if inference
-        else planning.combinations(chosen, ranks, card)
+        else combinations.combinations(chosen, ranks, card)
     )
     for combined in offered:
         for varied in itertools.product(*(values for values in axes if len(values) > 1)):

@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from bench.config import given_models
+from bench.config import given_devices, given_models
 from bench.config.compose import (
     CONF,
     NOT_REPRODUCED,
@@ -103,7 +103,7 @@ def _with_quoted_path(word: str) -> str:
         return word
     if key == "results_dir":  # it cannot be swept, so a comma is a character like any other
         return f"{key}={quoted(value)}"
-    if key == "model.pretrained" or (key == "model" and "/" in value):
+    if key == "model.pretrained" or (key in ("model", "gpu") and "/" in value):
         if re.match(r"\w+\(", value):  # a function of Hydra's grammar, as glob(*)
             return word
         return f"{key}={','.join(map(quoted, value.split(',')))}"
@@ -236,7 +236,7 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
         if key in _axes():
             for value in values:
                 level = level_of(value)
-                if level not in _levels(key) and not (key == "model" and given_models.is_given(level)):
+                if level not in _levels(key) and not _is_given(key, level):
                     raise CommandError(
                         f"{key}={level}: no such level{nearest(level, _levels(key))}; "
                         f"the levels are {', '.join(_levels(key))}"
@@ -245,6 +245,13 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
             raise CommandError(
                 f"{key}: no such axis or key{nearest(key, [*_axes(), *known])}; see --help for all of them"
             )
+
+
+def _is_given(axis: str, level: str) -> bool:
+    """Whether a level is none of conf/, but a path or a name that the axis takes besides."""
+    if axis == "gpu":
+        return given_devices.is_given(level)
+    return axis == "model" and given_models.is_given(level)
 
 
 def _check_hydra(key: str, word: str) -> None:

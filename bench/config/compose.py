@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bench import paths
-from bench.config import given_models
+from bench.config import given_devices, given_models
 from bench.formatting import parse_bytes
 from bench.paths import ROOT
 from bench.trial.adaptable import MATRICES, unknown_targets
@@ -124,6 +124,7 @@ def trial_of(config: DictConfig) -> Trial:
         except ValueError as error:
             raise CommandError(f"memory_limit_bytes={error}") from None
     try:
+        chosen["gpu"] = given_devices.name_of(chosen.get("gpu"))
         model: Any = OmegaConf.to_container(chosen["model"], resolve=True)
         trial = _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
     except given_models.GivenModelError as error:
@@ -217,8 +218,7 @@ def _type_message(error: OmegaConfBaseException) -> str:
 
 def nearest(word: str, words: list[str]) -> str:
     """A hint at the word that was probably meant, for the end of a message; empty if no word is close."""
-    close = difflib.get_close_matches(word, words, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return "".join(f" (did you mean {close}?)" for close in difflib.get_close_matches(word, words, n=1))
 
 
 def composed(overrides: list[str]) -> DictConfig:
@@ -228,7 +228,8 @@ def composed(overrides: list[str]) -> DictConfig:
         CommandError: the overrides cannot be composed.
     """
     try:
-        given_models.register(level_of(word) for word in overrides if word.startswith("model="))
+        for axis, given in (("model", given_models), ("gpu", given_devices)):
+            given.register(level_of(word) for word in overrides if word.startswith(f"{axis}="))
         config = _from_levels(overrides)
         return compose("config", overrides=overrides) if config is None else config
     except given_models.GivenModelError as error:

@@ -31,7 +31,7 @@ NCCL_BUFFERS_BYTES = 2 * 32 * 4 * 2**20
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card: bytes, bytes per second, and FLOP/s by dtype (None where it has no such unit)."""
+    """One card: bytes, bytes per second one way, and FLOP/s by dtype (None where it has no such unit)."""
 
     name: str
     device_names: tuple[str, ...]
@@ -39,6 +39,9 @@ class Gpu:
     bandwidth_bytes_per_sec: float
     peak_flops_per_sec: dict[str, float | None]
     workspace_bytes: int
+    multiprocessors: int
+    host_link_bytes_per_sec: float
+    card_link_bytes_per_sec: float
 
     def hardware_bytes(self, trial: Trial) -> dict[str, int]:
         """Bytes that are not tensors, by name: context, workspace, and nccl where ranks train together."""

@@ -20,6 +20,13 @@ Execute = Callable[
 ]  # operation, arguments, keywords, mode
 
 
+OnOperation = Callable[[Any, Any, dict[str, Any], Any], None]  # operation, arguments, keywords, result
+
+
+def ignored_operation(_func: Any, _args: Any, _kwargs: dict[str, Any], _result: Any) -> None:
+    """An `OnOperation` that does nothing."""
+
+
 class OperationWatch(TorchDispatchMode):
     """Hands every operation on local tensors to `execute`, which runs it and returns its result."""
 

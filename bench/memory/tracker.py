@@ -1,10 +1,9 @@
 """Tracks every tensor storage of one step and attributes the peak to categories.
 
 `Tracker` sees every tensor that an operation returns, counts each storage once, notes when it dies, and
-says afterwards to which category it belonged. It does not decide the measured peak: the allocator does
-(`machine/accelerator.py` on an accelerator, `cpu_allocator.py` on a CPU). The difference between the two
-(`untracked_bytes`) is operator workspace: what operations allocate inside themselves, where no tensor is
-seen.
+says afterwards to which category it belonged. The measured peak is the allocator's own
+(`machine/accelerator.py`, `cpu_allocator.py`). The difference between the two (`untracked_bytes`) is
+operator workspace: what operations allocate inside themselves, where no tensor is seen.
 
 The categories:
   parameter   weights, buffers and quantisation state this rank owns
@@ -20,7 +19,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,9 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.machine.host import cores
-from bench.memory import hidden_allocations
+from bench.memory import dispatch, hidden_allocations
 from bench.memory.cuda_allocator import CachingAllocator, Replay
-from bench.memory.dispatch import OperationWatch, watch_generator_states, watch_resizes
 from bench.memory.timeline import Attribution, Mark, Segment, Storage, Timeline
 from bench.workload.state import Run, ignored
 from bench.workload.tensors import (
@@ -46,11 +44,6 @@ from bench.workload.tensors import (
 
 _FIRST_DECODED = 2  # the number of its forward: the prompt's is the first
 _SMALLEST_PAGED = 100_000  # elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)
-OnOperation = Callable[[Any, Any, dict[str, Any], Any], None]  # operation, arguments, keywords, result
-
-
-def _ignored_operation(_func: Any, _args: Any, _kwargs: dict[str, Any], _result: Any) -> None:
-    """What `Tracker` calls for each operation if nobody counts them."""
 
 
 class Tracker:
@@ -61,7 +54,7 @@ class Tracker:
         on_operation: called for each operation of a simulated step, with its arguments and its result.
     """
 
-    def __init__(self, run: Run, on_operation: OnOperation = _ignored_operation) -> None:
+    def __init__(self, run: Run, on_operation: dispatch.OnOperation = dispatch.ignored_operation) -> None:
         self.run = run
         self._on_operation = on_operation
         self._storages: dict[int, Storage] = {}
@@ -72,10 +65,9 @@ class Tracker:
         self._offloads_params = run.trial.offload.name == "params" and not run.platform.host_is_device
         self._pages_state = run.trial.optimizer.name.endswith("_paged") and run.platform.has_unified_memory
         self._step_counts_on_host = run.is_fake and run.platform.step_counts_on_host
-        shared_cores = max(1, len(cores()) // run.trial.world_size)
-        self._threads = run.trial.threads or shared_cores
+        self._threads = run.trial.threads or max(1, len(cores()) // run.trial.world_size)
         self._phase = ""
-        self._micro_step = 0
+        self._micro_step = self._inside_whole = 0
         self._regions: list[list[Storage]] = []
         self._stack = ExitStack()
         self._thread = threading.get_ident()
@@ -84,18 +76,20 @@ class Tracker:
         self._categorise_held()
         self.run.sent_to_host = self._put_on_host
         self._stack.callback(setattr, self.run, "sent_to_host", ignored)
-        self._stack.enter_context(watch_resizes(self._resized))
+        self._stack.enter_context(dispatch.watch_resizes(self._resized))
         if self.run.platform.host_is_device:
-            self._stack.enter_context(watch_generator_states(lambda state: self._see(state, "result")))
+            self._stack.enter_context(
+                dispatch.watch_generator_states(lambda state: self._see(state, "result"))
+            )
         for _, block in self.run.named_blocks():
             before = block.register_forward_pre_hook(lambda _m, _a: self._regions.append([]))
-            after = block.register_forward_hook(self._leave_region, always_call=True)
             self._stack.callback(before.remove)
+            after = block.register_forward_hook(self._leave_region, always_call=True)
             self._stack.callback(after.remove)
         for (name, _), block in zip(self.run.named_blocks(), self.run.blocks, strict=True):
             stack, _, number = name.removesuffix("._checkpoint_wrapped_module").rpartition(".")
             self._mark_passes(block, stack, int(number) if number.isdigit() else None)
-        self._stack.enter_context(OperationWatch(self.watch))
+        self._stack.enter_context(dispatch.OperationWatch(self.watch))
         return self
 
     def _categorise_held(self) -> None:
@@ -125,13 +119,16 @@ class Tracker:
             func = hidden_allocations.as_done_in_place(func, args)
         if self._phase == "optimizer" and ("_foreach" in func.name() or "_fused" in func.name()):
             self._mark(operation=func.name())  # all tensors at once, however many blocks they belong to
-        was_decomposed, result = False, None
+        was_decomposed, result = False, None  # bitsandbytes' Python ends in native code, seen by nobody
+        is_whole = platform.bitsandbytes_in_python and func.namespace == "bitsandbytes"
+        self._inside_whole += is_whole
         if self._adds_workspace:
             was_decomposed, result = hidden_allocations.run_decomposed(func, args, kwargs, platform, mode)
         if not was_decomposed:
             result = func(*args, **kwargs)
-            if self.run.is_fake and self._is_counted():
-                self._on_operation(func, args, kwargs, result)
+        self._inside_whole -= is_whole
+        if self._is_counted() and not self._inside_whole and (is_whole or not was_decomposed):
+            self._on_operation(func, args, kwargs, result)
         for tensor in tensors_in((*args, *kwargs.values())):
             self._see(tensor, "argument")
         for tensor in tensors_in((result,)):
@@ -158,12 +155,16 @@ class Tracker:
         self._mark()
 
     def _is_counted(self) -> bool:
-        """Whether work is counted now: always in a step; in a decoding for its first decoded token only."""
-        decodes = self.run.trial.workload.name == "decode"
-        return not decodes or (self._phase == "decode" and self._micro_step == _FIRST_DECODED)
+        """Whether work is counted: in a simulated step; in a decoding up to its first decoded token."""
+        return self.run.is_fake and (self._phase != "decode" or self._micro_step == _FIRST_DECODED)
 
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
         return iter(()) if self.run.trial.workload.inference else optimizer_tensors(self.run.optimizer)
+
+    @property
+    def stage(self) -> str:
+        """The phase, or `recomputation` where a checkpointed block's forward runs again."""
+        return "recomputation" if self._phase == "backward" and self._regions else self._phase
 
     @property
     def micro_step(self) -> int:
@@ -207,8 +208,7 @@ class Tracker:
     def _leave_region(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """A block's forward ended. If it was recomputed, what is still alive is kept for its backward."""
         region = self._regions.pop()
-        if self._phase == "backward":
-            self._keep(region)
+        self._keep(region if self._phase == "backward" else ())
 
     def _keep(self, storages: Iterable[Storage]) -> None:
         for storage in storages:
@@ -252,7 +252,7 @@ class Tracker:
             return None
         try:
             untyped = tensor.untyped_storage()
-        except NotImplementedError:  # sparse and other tensors without a storage
+        except NotImplementedError:  # sparse and others
             return None
         seen_before = self._storages.get(untyped._cdata)
         if seen_before is not None:

@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from bench.memory.dispatch import OnOperation, ignored_operation
 from bench.memory.timeline import Segment
 from bench.memory.tracker import Tracker
-from bench.methods import observe, roofline
+from bench.methods import observe
 from bench.methods.depth import extrapolate, repetition_of, segments_at_depth
 from bench.methods.fake_execution import fake_execution, without_real_tensors
-from bench.trial.columns import Columns, Simulation, Work
+from bench.timing import operations
+from bench.trial.columns import Columns, Operation, Simulation, Work
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import on_meta
@@ -57,8 +62,15 @@ def simulate(trial: Trial, platform: Platform) -> Simulation:
     return simulation
 
 
-def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[Segment]]:
-    """A steady step's sizes, evidence and work, and its segments."""
+def observe_operations(trial: Trial, platform: Platform, seen: OnOperation) -> None:
+    """Simulates a step of the whole model and calls `seen` with each of its operations."""
+    _simulate_step(replace(trial, whole=True), platform, seen)
+
+
+def _simulate_step(
+    trial: Trial, platform: Platform, seen: OnOperation = ignored_operation
+) -> tuple[Simulation, list[Segment]]:
+    """A steady step's sizes, evidence and work, and its segments; calls `seen` with each operation."""
     work: Work = Counter()
     is_steady = False
     with fake_execution(trial, platform):
@@ -66,14 +78,21 @@ def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[S
         without_real_tensors(run.model)
         columns = observe.size_columns(run)
 
-        def count(*operation: Any) -> None:
+        def count(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+            if not is_steady:
+                return
+            seen(func, args, kwargs, result)
+            times = 1 + (run.passed_over if tracker.micro_step == REPEATED else 0)
+            for entry, number in operations.work_of(func, args, kwargs, result, tracker.stage).items():
+                work[entry] += times * number
+
+        def count_module(_module: Any, _args: Any) -> None:
             if not is_steady:
                 return
             times = 1 + (run.passed_over if tracker.micro_step == REPEATED else 0)
-            for entry, number in roofline.work_of(*operation).items():
-                work[entry] += times * number
+            work[Operation("module", "", (), 0, 0, tracker.stage)] += times
 
-        with Tracker(run, count) as tracker:
+        with Tracker(run, count) as tracker, _called_for_each_module(count_module):
             run_one_step(run, tracker.enter_phase)  # makes the optimizer's state
             tracker.begin()
             is_steady = True
@@ -89,6 +108,16 @@ def _simulate_step(trial: Trial, platform: Platform) -> tuple[Simulation, list[S
         if not run.passed_over:  # what it reserves depends on all that came before
             columns["peak_reserved_bytes"] = allocator.reserved_bytes
     return Simulation(columns, work), segments
+
+
+@contextmanager
+def _called_for_each_module(seen: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Calls `seen` as each module's forward begins: its Python costs the host time."""
+    handle = register_module_forward_pre_hook(seen)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _micro_steps_repeat(segments: list[Segment]) -> bool:
@@ -132,7 +161,7 @@ def _extrapolated(trial: Trial, platform: Platform) -> Simulation | None:
     segments = segments_at_depth(shallow_segments, deeper_segments, repetition)
     if segments is None:
         return None
-    work = roofline.work_at_depth(shallow.work, deeper.work, repetition.steps)
+    work = operations.work_at_depth(shallow.work, deeper.work, repetition.steps)
     columns: Columns = extrapolate(shallow.columns, deeper.columns, repetition.steps)
     columns.pop("peak_allocated_bytes", None)
     columns.pop("peak_reserved_bytes", None)

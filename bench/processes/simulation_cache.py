@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.machine import host, provenance
-from bench.trial.columns import Simulation
+from bench.trial.columns import Operation, Simulation
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 
@@ -49,7 +49,7 @@ class SimulationCache:
             return None
         try:
             kept = json.loads((self.place / name).read_text())
-            work = Counter({(dtype, flops, size): count for dtype, flops, size, count in kept["work"]})
+            work = Counter({_operation(*values): count for *values, count in kept["work"]})
             return Simulation(kept["columns"], work)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -79,6 +79,12 @@ def opened() -> SimulationCache:
             if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
                 shutil.rmtree(other, ignore_errors=True)
     return SimulationCache(place)
+
+
+def _operation(
+    name: str, dtype: str, shape: list[int], flops: int, moved_bytes: int, phase: str
+) -> Operation:
+    return Operation(name, dtype, tuple(shape), flops, moved_bytes, phase)
 
 
 def _name(trial: Trial, platform: Platform) -> str | None:

@@ -23,8 +23,10 @@ from bench.machine import accelerator
 from bench.machine.accelerator import hardware
 from bench.machine.host import cores, process_bytes
 from bench.methods.measure import measure
+from bench.methods.predict_time import time_columns
 from bench.methods.simulate import simulate
 from bench.processes.nodes import Seat
+from bench.timing.devices import DeviceError, device_type_of, named
 from bench.trial.columns import Columns
 from bench.trial.outcome import in_one_line
 from bench.trial.platform import platform_of
@@ -69,7 +71,7 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
             dist.barrier()
             dist.destroy_process_group()
         send("ok", columns)
-    except CannotExistError as error:
+    except (CannotExistError, DeviceError) as error:
         send("skipped", {"reason": str(error)})
     except BaseException as error:
         send(*_last_word(error, device, columns))
@@ -77,18 +79,31 @@ def run_rank(trial: Trial, seat: Seat, send: Send) -> None:
 
 def _simulate(trial: Trial, columns: Columns, send: Send) -> None:
     """Simulates the trial; touches no device, whichever one the trial is about."""
-    kind = trial.device.partition(":")[0]
-    platform = platform_of(accelerator.resolve("auto").type if kind == "auto" else kind)
+    platform = platform_of(_simulated_type(trial))
     reason = skip_reason(trial, platform, device_count=0)
     if reason:
         send("skipped", {"reason": reason})
         return
-    send("device", {"device_name": f"simulated {platform.device_type}"})
+    send(
+        "device",
+        {"device_name": f"simulated {named(trial.gpu).name if trial.gpu else platform.device_type}"},
+    )
     send("stage", "simulate")
     started = time.perf_counter()
-    columns |= simulate(trial, platform).columns
+    simulation = simulate(trial, platform)
+    columns |= simulation.columns
+    if trial.gpu is not None:
+        columns |= time_columns(trial, simulation)
     columns["working_seconds"] = time.perf_counter() - started
     send("ok", columns)
+
+
+def _simulated_type(trial: Trial) -> str:
+    """The type of device that a simulation is about: `device`, or that of `gpu`, or this machine's."""
+    kind = trial.device.partition(":")[0]
+    if kind != "auto":
+        return kind
+    return device_type_of(trial.gpu) if trial.gpu else accelerator.resolve("auto").type
 
 
 def _last_word(error: BaseException, device: torch.device, columns: Columns) -> tuple[str, dict[str, Any]]:

@@ -60,6 +60,10 @@ SCHEMA = pa.schema(
         *((n, _REAL) for n in ("hardware_flops_per_step", "block_seconds", "cold_step_seconds")),
         *((n, _REAL) for n in ("build_seconds", "simulation_seconds", "wall_seconds", "overhead_seconds")),
         ("stop_reason", _TEXT),
+        # where a predicted step's time goes
+        *((f"{kind}_seconds", _REAL) for kind in ("products", "attention", "elementwise")),
+        *((f"{kind}_seconds", _REAL) for kind in ("optimizer", "transfer", "collective", "host")),
+        *((name, _REAL) for name in ("host_bound_share", "uncalibrated_share")),
         # evidence and health
         ("evidence", _TEXT),
         ("losses", pa.list_(_REAL)),

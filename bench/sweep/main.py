@@ -87,12 +87,33 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     return _show_results(command, cut_short, sweep, argv[1:])
 
 
+def _require_gpu(trial: Trial) -> None:
+    """Checks that a simulated trial's `gpu` is known, and is a device of the type that it is about.
+
+    Raises:
+        CommandError: it is not.
+    """
+    from bench.timing import devices
+
+    assert trial.gpu is not None
+    try:
+        device_type = devices.device_type_of(trial.gpu)
+    except devices.DeviceError as error:
+        raise CommandError(str(error)) from None
+    if trial.device.partition(":")[0] not in ("auto", device_type):
+        raise CommandError(
+            f"device={trial.device} gpu={trial.gpu}: that is a device for device={device_type}"
+        )
+
+
 def _require_machine(trial: Trial) -> None:
     """Checks that this machine has the device and the cores that a trial to be measured asks for.
 
     Raises:
         CommandError: it does not.
     """
+    if trial.method == "simulate" and trial.gpu is not None:
+        _require_gpu(trial)
     if trial.method != "measure":
         return
     cores = os.cpu_count() or 1

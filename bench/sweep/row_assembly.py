@@ -11,7 +11,7 @@ import statistics
 from typing import Any
 
 from bench.machine.gpu_catalogue import peak_flops_per_sec
-from bench.methods import step_statistics
+from bench.methods import predict_time, step_statistics
 from bench.paths import ROOT
 from bench.results.schema import RANK_BYTES, SCHEMA
 from bench.trial.columns import NOT_IN_A_ROW
@@ -84,7 +84,7 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         return row
     row["overhead_seconds"] = outcome.wall_seconds - max(r["working_seconds"] for r in ranks)
     if trial.method != "measure":
-        return row
+        return row | _utilisation(trial, row, "") if row["step_seconds_median"] else row
     losses = [r["losses"] for r in ranks]
     row["losses"] = [sum(step) / len(step) for step in zip(*losses, strict=True)]
     row |= step_statistics.rate_columns(
@@ -116,7 +116,8 @@ def _evidence(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _utilisation(trial: Trial, row: dict[str, Any], device_name: str) -> dict[str, Any]:
     """Model and hardware FLOPs utilisation; None where the peak is unknown or weights are quantised."""
-    peak = peak_flops_per_sec(device_name, trial.precision.compute_dtype)
+    dtype = trial.precision.compute_dtype
+    peak = predict_time.peak_flops_per_sec(trial.gpu, dtype) or peak_flops_per_sec(device_name, dtype)
     if peak is None or trial.precision.quantization != "none":
         return {"mfu": None, "hfu": None}
     available = peak * row["step_seconds_median"]

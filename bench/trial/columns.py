@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 
 class RankBytes(TypedDict, total=False):
@@ -62,6 +62,20 @@ class Columns(RankBytes, total=False):
     hardware_flops_per_step: float
     peak_phase: str
     step_seconds: list[float]
+    step_seconds_median: float
+    tokens_per_sec_per_device: float
+    tokens_per_sec_per_device_ci_low: float
+    tokens_per_sec_per_device_ci_high: float
+    tokens_per_sec_global: float
+    products_seconds: float
+    attention_seconds: float
+    elementwise_seconds: float
+    optimizer_seconds: float
+    transfer_seconds: float
+    collective_seconds: float
+    host_seconds: float
+    host_bound_share: float
+    uncalibrated_share: float
     first_token_seconds: float
     block_seconds: float
     cold_step_seconds: float
@@ -89,8 +103,29 @@ class Hardware(TypedDict, total=False):
     driver_version: str | None
 
 
-# How often an operation with this dtype, these FLOPs and these bytes occurs in a step.
-Work = Counter[tuple[str, int, int]]
+class Operation(NamedTuple):
+    """One operation of a step, by all that its time depends on.
+
+    Attributes:
+        name: as torch names it: `aten::mm`. One that works on a list of tensors has an entry of its own
+            with no bytes, and one for each tensor, whose name ends in `[]`. `module` is a module's call.
+        dtype: that of the first tensor of floats or int8.
+        shape: of a product: its batches, rows, columns, and the length of the sums; else empty.
+        flops: what it computes.
+        moved_bytes: what it reads and writes; 0 of a view.
+        phase: `forward`, `recomputation`, `backward`, `optimizer`, `prefill` or `decode`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    flops: int
+    moved_bytes: int
+    phase: str
+
+
+# How often each operation occurs in a step.
+Work = Counter[Operation]
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def _of_autocast(trial: Trial) -> Iterator[str]:
     trained = trial.adapter_dtype if trial.lora.enabled else precision.param_dtype
     if precision.loss_scaling and trained == "float16":
         yield (
-            "GradScaler refuses 16-bit gradients: train adapters in 32 bits (lora=on lora.dtype=float32), or "
-            "choose precision=fp16"
+            "GradScaler refuses 16-bit gradients: train adapters in 32 bits (lora=on lora.dtype=float32), "
+            "or choose precision=fp16"
         )
 
 

@@ -58,6 +58,7 @@ class Trial:
     formula: str = "closed_form"
     whole: bool = False
     device: str = "auto"
+    gpu: str | None = None
     micro_batch_size: int = 4
     seq_len: int = 128
     grad_accum_steps: int = 1
@@ -110,7 +111,7 @@ class Trial:
 
     @property
     def adapter_dtype(self) -> str:
-        """The dtype of LoRA's adapters: float32, or the base's; over a quantised one that of the arithmetic."""
+        """The dtype of LoRA's adapters: float32, or the base's; of a quantised base the arithmetic's."""
         if self.lora.dtype == "float32":
             return "float32"
         precision = self.precision
@@ -158,6 +159,8 @@ class Trial:
         for key, method in (("formula", "estimate"), ("whole", "simulate")):
             if self.method != method:
                 del whole[key]
+        if self.gpu is None or self.method != "simulate":
+            del whole["gpu"]
         kept = _BY_CONFIG if self.model.config is not None else _BY_NUMBERS
         whole["model"] = {key: value for key, value in whole["model"].items() if key in kept}
         return whole

@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.methods.fake_execution import _grouped_product, _sizes_that_fit, without_real_tensors
-from bench.methods.roofline import work_of
+from bench.timing.operations import work_of
 
 GROUPED = torch.ops.aten._grouped_mm.default
 
@@ -30,10 +30,10 @@ def test_each_token_meets_its_own_expert_alone() -> None:
     ends = torch.tensor([1, 2, 2, 2], dtype=torch.int32)
     rows, experts = torch.randn(2, 16), torch.randn(4, 16, 8)
     result = torch._grouped_mm(rows, experts, offs=ends)
-    ((dtype, flops, moved),) = work_of(GROUPED, (rows, experts, ends), {}, result)
-    assert (dtype, flops) == ("float32", 2 * 2 * 16 * 8)
+    (one,) = work_of(GROUPED, (rows, experts, ends), {}, result, "forward")
+    assert (one.dtype, one.flops) == ("float32", 2 * 2 * 16 * 8)
     # two of the four experts are read, at most
-    assert moved == rows.nbytes + experts.nbytes // 2 + ends.nbytes + result.nbytes
+    assert one.moved_bytes == rows.nbytes + experts.nbytes // 2 + ends.nbytes + result.nbytes
 
 
 def test_a_view_of_a_buffer_has_the_buffers_own_storage() -> None:

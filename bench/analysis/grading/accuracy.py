@@ -35,6 +35,10 @@ class Graded:
         category_errors: the simulation's, by memory category.
         bound_share: the roofline's least time over the measured median step; above 1 the roofline was
             wrong. None on a device that is not in the catalogue.
+        time_error: of the predicted step's time; None where the device is neither of the catalogue nor
+            calibrated.
+        measured_seconds_per_token: of the measured median step.
+        time_is_fitted: whether a constant of the prediction was fitted to this trial.
     """
 
     label: str
@@ -43,6 +47,9 @@ class Graded:
     errors: dict[str, float]
     category_errors: dict[str, float]
     bound_share: float | None = None
+    time_error: float | None = None
+    measured_seconds_per_token: float | None = None
+    time_is_fitted: bool = False
 
 
 def grade_trial(

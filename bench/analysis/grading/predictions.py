@@ -6,6 +6,7 @@ In: measured rows of a results folder, or configurations that are measured now i
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -14,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.analysis.grading.accuracy import Graded, grade_trial
-from bench.analysis.grading.accuracy_grid import BRIEF, Overrides
+from bench.analysis.grading.accuracy_grid import BRIEF, TIMED, Overrides
 from bench.config.compose import trial_from
 from bench.machine import gpu_catalogue
 from bench.methods.estimate.closed_form import closed_form
 from bench.methods.estimate.rule_of_thumb import rule_of_thumb
-from bench.methods.least_time import step_seconds
+from bench.methods.predict_time import predicted_step
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator
 from bench.results import store
+from bench.timing import devices
+from bench.timing.data_sheet import FITTED_TRIALS, DataSheet
+from bench.timing.roofline import step_seconds
 from bench.trial.columns import Columns, Simulation
 from bench.trial.platform import CPU, CUDA, Platform
 from bench.trial.skip_rules import skip_reason
@@ -46,8 +50,13 @@ def measured_trials(results_dir: Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
+def grade_row(row: dict[str, Any], simulator: Simulator, gpu: str = "") -> Graded:
     """Predicts a measured row's trial now, and grades the predictions.
+
+    Args:
+        row: the measured row.
+        simulator: the pool that simulates it.
+        gpu: the calibrated device that it was measured on; empty: the card that the row names.
 
     Raises:
         NotGradedError: this version cannot predict it.
@@ -60,26 +69,50 @@ def grade_row(row: dict[str, Any], simulator: Simulator) -> Graded:
     predicted = predictions(trial, platform, simulation)
     device_name = row["device_name"] or ""
     graded = grade_trial(row["overrides"], trial, row, predicted, device_name)
+    seconds = row["step_seconds_median"]
     card = gpu_catalogue.by_device_name(device_name)
-    if card is None or not row["step_seconds_median"]:
+    if not seconds:
         return graded
-    bound = step_seconds(simulation.result().work, card)
-    return replace(graded, bound_share=bound / row["step_seconds_median"])
+    if card is not None:
+        bound = step_seconds(simulation.result().work, card)
+        graded = replace(graded, bound_share=bound / seconds)
+    name = gpu or (card.name if card is not None else "")
+    graded = _with_time(graded, trial, simulation.result(), seconds, name)
+    fitted = isinstance(devices.named(name), DataSheet) if name else False
+    return replace(graded, time_is_fitted=fitted and row["trial_id"] in FITTED_TRIALS)
 
 
-def grade_now(overrides: Overrides, simulator: Simulator) -> Graded:
+def _with_time(graded: Graded, trial: Trial, simulation: Simulation, seconds: float, gpu: str) -> Graded:
+    """With the error of the predicted time, if `gpu` names a device."""
+    if not gpu:
+        return graded
+    predicted = predicted_step(replace(trial, gpu=gpu), simulation).seconds
+    per_token = seconds / (simulation.columns.get("tokens_per_step") or trial.tokens_per_step)
+    return replace(graded, time_error=predicted / seconds - 1, measured_seconds_per_token=per_token)
+
+
+def grade_now(overrides: Overrides, simulator: Simulator, gpu: str = "") -> Graded:
     """Measures a configuration briefly on the CPU, simulates it meanwhile, and grades the predictions.
+
+    Args:
+        overrides: the configuration's key=value arguments.
+        simulator: the pool that simulates it.
+        gpu: a calibration of this CPU, to grade the predicted time, too: the trial is timed for longer, and
+            simulated only afterwards.
 
     Raises:
         NotGradedError: it could not be measured or predicted.
     """
-    trial = trial_from([*BRIEF, *overrides])
-    simulation = submit_simulation(trial, CPU, simulator)
+    trial = trial_from([*BRIEF, *(TIMED if gpu else ()), *overrides])
+    simulation = None if gpu else submit_simulation(trial, CPU, simulator)
     ranks = _measured_ranks(trial)
+    simulation = simulation or submit_simulation(trial, CPU, simulator)
     largest = max(ranks, key=lambda columns: columns["tracked_peak_bytes"] or 0)
     peak = max(columns["peak_allocated_bytes"] or 0 for columns in ranks)
     measured: Mapping[str, Any] = {**largest, "peak_allocated_bytes": peak}
-    return grade_trial(" ".join(overrides), trial, measured, predictions(trial, CPU, simulation))
+    graded = grade_trial(" ".join(overrides), trial, measured, predictions(trial, CPU, simulation))
+    seconds = max(statistics.median(columns["step_seconds"]) for columns in ranks)
+    return _with_time(graded, trial, simulation.result(), seconds, gpu)
 
 
 def submit_simulation(trial: Trial, platform: Platform, simulator: Simulator) -> Future[Simulation]:

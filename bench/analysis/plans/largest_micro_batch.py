@@ -24,6 +24,11 @@ MOST_SEQUENCES = 4096
 _GUESSES = 8  # sizes simulated by lines; then the bracket is halved
 
 
+def with_micro_batch(trial: Trial, size: int) -> Trial:
+    """The trial with another micro-batch."""
+    return replace(trial, micro_batch_size=size)
+
+
 @dataclass
 class Search:
     """The search for one trial's largest micro-batch.
@@ -35,6 +40,7 @@ class Search:
         closed_form_guess: the answer by the closed form (`initial_guess`); 0 if there is none.
         stride: how far beyond the lines' answer to look next; doubled each time.
         ended: whether a size could not be simulated; what is known then is the answer.
+        resized: the trial with another size; sizes are micro-batches if nothing else is said.
     """
 
     trial: Trial
@@ -43,6 +49,7 @@ class Search:
     closed_form_guess: int = 0
     stride: int = 1
     ended: bool = False
+    resized: Callable[[Trial, int], Trial] = with_micro_batch
 
     @property
     def largest(self) -> int:
@@ -51,8 +58,8 @@ class Search:
         return max(fitting, default=0)
 
     def sized(self, size: int) -> Trial:
-        """The trial with another micro-batch."""
-        return replace(self.trial, micro_batch_size=size)
+        """The trial with another size."""
+        return self.resized(self.trial, size)
 
     def next_sizes(self) -> list[int]:
         """The sizes to simulate next; none if the bracket is closed, or if no simulated size fits."""

@@ -6,7 +6,7 @@ In: answers of planning.py, and a results folder for measured rates. Out: text o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from rich.table import Table
 
 from bench import formatting
 from bench.analysis.plans.planning import Advice, Answer, Failure
-from bench.formatting import format_bytes, format_gib_fixed
+from bench.formatting import format_bytes, format_gib_fixed, format_rate
 from bench.machine.gpu_catalogue import Gpu
 from bench.methods.estimate.inference import cache_bytes
 from bench.results import store
+from bench.timing import devices
+from bench.timing.calibration import Calibration
 from bench.trial.spec import Trial, axes_of
 from bench.trial.vocabulary import PRECISION_COLUMNS, precision_words
 
+# Two predictions on one card err alike: of the reference's configurations, four in five pairs by less.
+_TOLD_APART = 0.10
 _PLAIN_WIDTH = 200  # columns, where the output is no terminal
 _INFERENCE_CATEGORIES = ("parameter", "kv_cache", "temporary")
 _TRAINING_CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary")
@@ -69,6 +73,15 @@ def _matches(row: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
     return all(older.get(name, row[name]) == axes[name] for name in _MATCHED)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the user wants to train: how many tokens, and what a card costs an hour; 0 where nobody says."""
+
+    tokens: float = 0.0
+    price_per_hour: float = 0.0
+    longest_sequence: int = 0
+
+
 def show_plan(
     answers: list[Answer],
     failures: list[Failure],
@@ -77,6 +90,7 @@ def show_plan(
     margin: float,
     advice: Advice | None,
     reasons: list[str],
+    job: Job,
 ) -> None:
     """Prints one plan.
 
@@ -88,6 +102,7 @@ def show_plan(
         margin: the share of the card's memory to leave free.
         advice: what would make a combination fit; None if one fits.
         reasons: why combinations cannot exist.
+        job: how much is to be trained, and the longest sequence that the best combination takes.
     """
     console = formatting.console(_PLAIN_WIDTH)
     console.print(
@@ -100,24 +115,25 @@ def show_plan(
             console.print(f"  {reason}", highlight=False, markup=False)
         return
     best = answers[0]
+    for line in [_advice_text(advice)] if advice is not None else _pick_lines(answers, job):
+        console.print(line, highlight=False, markup=False)
     hardware = ", ".join(f"{name} {format_gib_fixed(held)}" for name, held in best.hardware.items())
     console.print(
-        f"GiB; room for tensors {format_gib_fixed(best.room)}: margin {margin:.0%}, then {hardware}\n",
+        f"\nGiB; room for tensors {format_gib_fixed(best.room)}: margin {margin:.0%}, then {hardware}\n",
         highlight=False,
     )
     narrow = _table(answers, sizes=False)
     formatting.print_fitting(console, _table(answers, sizes=True), narrow)
     for failure in failures:
         console.print(f"{' '.join(failure.words)}: {failure.reason}", highlight=False, markup=False)
-    console.print(f"\n{_pick(best) if advice is None else _advice_text(advice)}", highlight=False)
+    console.print()
     for line in _precision_lines(answers):
         console.print(line, highlight=False, markup=False)
     if best.trial.workload.inference:
         console.print(_inference_note(best.trial), highlight=False)
     console.print(
-        "Peaks are simulated (README.md: how well, on an H100). tokens/s are the most that "
-        "the roofline allows at the largest micro-batch, for ranking only: it counts no launches and no "
-        "traffic, neither between ranks nor with the host (so offload ranks last).",
+        "Peaks are simulated, and tokens/s are predicted at the fastest micro-batch that was simulated "
+        f"(from {_source(card)}; README.md: how well, on an H100).",
         highlight=False,
     )
 
@@ -129,7 +145,7 @@ def _table(answers: list[Answer], *, sizes: bool) -> Table:
     inference = answers[0].trial.workload.inference
     categories = _INFERENCE_CATEGORIES if inference else _TRAINING_CATEGORIES
     shown = categories if sizes else ()
-    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s at most"):
+    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=name in (*shown, "peak", "fits"))
     measured = any(answer.measured for answer in answers)
     if measured:
@@ -137,7 +153,7 @@ def _table(answers: list[Answer], *, sizes: bool) -> Table:
     for answer in answers:
         held = [format_gib_fixed(answer.columns[f"{name}_bytes"]) for name in shown]
         fits = "yes" if answer.fits else f"{format_gib_fixed(answer.peak - answer.room)} over"
-        rate = f"{answer.bound:,.0f}" if answer.bound and answer.largest else ""
+        rate = format_rate(answer.rate) if answer.rate else ""
         peak, largest = format_gib_fixed(answer.peak), str(answer.largest or "")
         row = [" ".join(answer.words), *held, peak, fits, largest, rate]
         if measured:
@@ -168,10 +184,58 @@ def _inference_note(trial: Trial) -> str:
     )
 
 
-def _pick(best: Answer) -> str:
-    rate = "measured" if best.measured else "expected"
+def _pick_lines(answers: list[Answer], job: Job) -> list[str]:
+    """The answer: the fastest combination that fits, what it costs, and what cannot be told from it."""
+    best = answers[0]
+    measured = "measured" if best.measured else "predicted"
     words = " ".join(best.words)
-    return f"Pick ({rate} fastest of those that fit): {words} micro_batch_size={best.largest}"
+    lines = [f"Pick ({measured} fastest of those that fit): {words} micro_batch_size={best.fastest}"]
+    rate, time = best.measured or best.rate, best.time
+    if rate is None or time is None:
+        return lines
+    low, high = (
+        (rate, rate) if best.measured else (rate / (1 + time.uncertainty), rate / (1 - time.uncertainty))
+    )
+    per = " per card" if best.trial.world_size > 1 else ""
+    between = "" if best.measured else f" (between {format_rate(low)} and {format_rate(high)})"
+    lines.append(
+        f"It takes {format_gib_fixed(best.peak)} GiB and makes {format_rate(rate)} tokens/s{per}{between}."
+    )
+    if job.tokens:
+        lines.append(_costs(job, best, low, rate, high))
+    if job.longest_sequence:
+        lines.append(f"One sequence at a time may have {job.longest_sequence:,} tokens.")
+    rivals = [
+        " ".join(answer.words)
+        for answer in answers[1:]
+        if answer.fits and not answer.measured and answer.rate and answer.rate > rate / (1 + _TOLD_APART)
+    ]
+    if rivals and not best.measured:
+        lines.append(f"Within {_TOLD_APART:.0%} of it, so not told apart: {'; '.join(rivals)}.")
+    return lines
+
+
+def _costs(job: Job, best: Answer, low: float, rate: float, high: float) -> str:
+    """Hours, and money if a card's hour has a price."""
+    cards = best.trial.world_size
+    hours, most, least = (job.tokens / (one * cards) / 3600 for one in (rate, low, high))
+    text = f"{job.tokens:,.0f} tokens take {_number(hours)} hours"
+    between = "" if best.measured else f" ({_number(least)} to {_number(most)})"
+    if not job.price_per_hour:
+        return f"{text}{between}."
+    price = job.price_per_hour * cards
+    text += f"{between} and cost {_number(hours * price)}"
+    return text + ("." if best.measured else f" ({_number(least * price)} to {_number(most * price)}).")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _source(card: Gpu) -> str:
+    """What predicted times on this card rest on."""
+    device = devices.named(card.name)
+    return "a calibration" if isinstance(device, Calibration) else f"the data sheet of {card.name}"
 
 
 def _advice_text(advice: Advice) -> str:

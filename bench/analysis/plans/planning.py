@@ -8,88 +8,27 @@ card's memory. The margin is for what is not predicted, mainly fragmentation.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.analysis.plans.largest_micro_batch import Predict, Search, initial_guess, search_largest
+from bench.analysis.plans.combinations import Words
+from bench.analysis.plans.largest_micro_batch import (
+    Predict,
+    Search,
+    initial_guess,
+    search_largest,
+    with_micro_batch,
+)
 from bench.machine.gpu_catalogue import Gpu, catalogue
+from bench.timing.step_time import Device, StepTime, step_time
 from bench.trial.columns import NotSimulated
 from bench.trial.platform import CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
 
-Words = tuple[str, ...]
-
+_TOKENS = 128  # a step in the search for the longest sequence
 _RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-# Sensible pairs of precision and LoRA, for axes that the command line leaves open.
-_WEIGHTS = (
-    ("precision=fp32", "lora=off"),
-    ("precision=bf16", "lora=off"),
-    ("precision=bf16_pure", "lora=off"),
-    ("precision=bf16_pure", "lora=on"),
-    ("precision=bf16_autocast", "lora=on"),
-    ("precision=int8", "lora=on"),
-    ("precision=nf4", "lora=on"),
-)
-_INFERENCE_PRECISIONS = ("fp32", "bf16_pure", "int8", "nf4")
-
-
-def inference_combinations(given: Iterable[str], gpu: Gpu) -> Iterator[Words]:
-    """The combinations of precision and cache to plan for inference.
-
-    Args:
-        given: the axes that the command line has already chosen; they are left out.
-        gpu: the card; one without bfloat16 is offered float16.
-    """
-    chosen = set(given)
-    half = _half_precision(gpu)
-    axes = {
-        "precision": [name.replace("bf16", half) for name in _INFERENCE_PRECISIONS],
-        "kv_cache": ["dynamic", "static"],
-    }
-    yield from itertools.product(
-        *([f"{axis}={name}" for name in names] for axis, names in axes.items() if axis not in chosen)
-    )
-
-
-def combinations(given: Iterable[str], ranks: int, gpu: Gpu) -> Iterator[Words]:
-    """The combinations of techniques to plan for training.
-
-    Args:
-        given: the axes that the command line has already chosen; they are left out.
-        ranks: GPUs that train together.
-        gpu: the card; one without bfloat16 is offered float16.
-    """
-    chosen = set(given)
-    half = _half_precision(gpu)
-    weights = [
-        tuple(word.replace("bf16", half) for word in pair if word.partition("=")[0] not in chosen)
-        for pair in _WEIGHTS
-    ]
-    options = [list(dict.fromkeys(weights))]
-    if "checkpointing" not in chosen:
-        options.append([("checkpointing=off",), ("checkpointing=on",)])
-    if "fsdp" not in chosen and ranks > 1:
-        options.append(
-            [(f"fsdp={name}", f"fsdp.world_size={ranks}") for name in ("full_shard", "no_shard")]
-        )
-    for parts in itertools.product(*options):
-        yield tuple(itertools.chain(*parts))
-    if {"fsdp", "offload", "optimizer", "precision", "lora", "checkpointing"} & chosen:
-        return
-    for technique in (
-        ("optimizer=adamw_8bit",),
-        ("offload=params", "fsdp=full_shard", f"fsdp.world_size={ranks}"),
-    ):
-        if ranks == 1 or technique[0].startswith("offload"):
-            yield (f"precision={half}_pure", "lora=off", "checkpointing=on", *technique)
-
-
-def _half_precision(gpu: Gpu) -> str:
-    """How the names of the precisions with 16-bit floats begin that the card multiplies fast."""
-    return "bf16" if gpu.peak_flops_per_sec["bfloat16"] else "fp16"
 
 
 def reasons(trials: dict[Words, Trial]) -> list[str]:
@@ -109,7 +48,9 @@ class Answer:
         hardware: the bytes that the hardware adds, by what takes them.
         room: the bytes that tensors may take.
         largest: the largest micro-batch that fits, in sequences; 0 if none does.
-        bound: the most tokens per second and device that the roofline allows at that micro-batch.
+        time: the predicted step at that micro-batch; None if nothing fits.
+        fastest: the micro-batch with the highest predicted rate among those that were simulated and fit.
+        rate: the tokens per second and device predicted at `fastest`; None if nothing fits.
         measured: the tokens per second and device of measured rows, if there are any.
     """
 
@@ -119,7 +60,9 @@ class Answer:
     hardware: dict[str, int]
     room: int
     largest: int
-    bound: float | None
+    time: StepTime | None = None
+    fastest: int = 0
+    rate: float | None = None
     measured: float | None = None
 
     @property
@@ -133,11 +76,10 @@ class Answer:
         return self.peak <= self.room
 
     @property
-    def rank(self) -> tuple[bool, bool, float, int]:
-        """The sort key, best first: those that fit, by throughput (measured, else bound); then by peak."""
-        rate = self.measured or self.bound or 0.0
-        offloads = self.trial.offload.name != "off"  # the bound does not count traffic with the host
-        return (not self.fits, offloads, -rate if self.fits else 0.0, self.peak)
+    def rank(self) -> tuple[bool, float, int]:
+        """The sort key, best first: those that fit, by rate (measured, else predicted); then by peak."""
+        rate = self.measured or self.rate or 0.0
+        return (not self.fits, -rate if self.fits else 0.0, self.peak)
 
 
 @dataclass(frozen=True)
@@ -154,7 +96,7 @@ def room(gpu: Gpu, trial: Trial, margin: float) -> int:
 
 
 def answers(
-    trials: dict[Words, Trial], gpu: Gpu, margin: float, predict: Predict, bound: Callable[..., float]
+    trials: dict[Words, Trial], gpu: Gpu, margin: float, predict: Predict, device: Device
 ) -> tuple[list[Answer], list[Failure]]:
     """Simulates every trial and finds its largest micro-batch.
 
@@ -166,7 +108,7 @@ def answers(
         gpu: the card; each rank has one.
         margin: the share of its memory to leave free.
         predict: simulates many trials at once and returns the results in the same order.
-        bound: returns the least seconds of a step from its work and the card.
+        device: what operations cost on the card.
     """
     possible = {words: trial for words, trial in trials.items() if skip_reason(trial, CUDA, 0) is None}
     searches: dict[Words, Search] = {}
@@ -180,22 +122,49 @@ def answers(
         simulated = {trial.micro_batch_size: simulation}
         searches[words] = Search(trial, free_bytes, simulated, initial_guess(trial, free_bytes))
     search_largest(list(searches.values()), predict)
-    ranked = [_answer(words, search, gpu, bound) for words, search in searches.items()]
+    ranked = [_answer(words, search, gpu, device) for words, search in searches.items()]
     return sorted(ranked, key=lambda answer: answer.rank), failures
 
 
-def _answer(words: Words, search: Search, gpu: Gpu, bound: Callable[..., float]) -> Answer:
+def _answer(words: Words, search: Search, gpu: Gpu, device: Device) -> Answer:
     """The answer of an ended search."""
-    trial, largest, rate = search.trial, search.largest, None
-    if largest:
-        seconds = bound(search.simulated[largest].work, gpu)
-        rate = search.sized(largest).tokens_per_step / seconds
-    columns = search.simulated[trial.micro_batch_size].columns
-    return Answer(words, trial, columns, gpu.hardware_bytes(trial), search.free_bytes, largest, rate)
+    trial, largest = search.trial, search.largest
+    times: dict[int, StepTime] = {}
+    for size, simulation in search.simulated.items():
+        if size <= largest:
+            times[size] = step_time(simulation.work, search.sized(size), simulation.columns, device)
+    rates = {size: search.sized(size).tokens_per_step / time.seconds for size, time in times.items()}
+    fastest = max(rates, key=rates.__getitem__, default=0)
+    return Answer(
+        words,
+        trial,
+        search.simulated[trial.micro_batch_size].columns,
+        gpu.hardware_bytes(trial),
+        search.free_bytes,
+        largest,
+        times.get(fastest),
+        fastest,
+        rates.get(fastest),
+    )
 
 
-def _with_batch(trial: Trial, micro_batch_size: int) -> Trial:
-    return replace(trial, micro_batch_size=micro_batch_size)
+def longest_sequence(answer: Answer, gpu: Gpu, margin: float, predict: Predict) -> int:
+    """The longest sequence that fits with one sequence at a time, in whole multiples of `_TOKENS`; 0 if the
+    shortest does not, or a longer one than the model takes would."""
+    trial = replace(answer.trial, micro_batch_size=1)
+    free_bytes = room(gpu, trial, margin)
+    start = max(1, trial.seq_len // _TOKENS)
+    search = Search(trial, free_bytes, resized=_of_tokens)
+    (first,) = predict([search.sized(start)])
+    if isinstance(first, NotSimulated):
+        return 0
+    search.simulated[start] = first
+    search_largest([search], predict)
+    return search.largest * _TOKENS
+
+
+def _of_tokens(trial: Trial, size: int) -> Trial:
+    return replace(trial, seq_len=size * _TOKENS)
 
 
 @dataclass(frozen=True)
@@ -232,7 +201,7 @@ def advice(unfit: list[Answer], gpu: Gpu, margin: float, predict: Predict) -> Ad
     lengths = [closest.trial.seq_len // divisor for divisor in (2, 4, 8, 16)]
     shorter = [(n, replace(closest.trial, seq_len=n)) for n in lengths if n > 1]
     size = closest.trial.micro_batch_size
-    smaller = [(n, _with_batch(closest.trial, n)) for n in (size // 2, size // 8, 1) if 0 < n < size]
+    smaller = [(n, with_micro_batch(closest.trial, n)) for n in (size // 2, size // 8, 1) if 0 < n < size]
     return Advice(
         closest=closest,
         micro_batch_size=_first_that_fits(smaller, gpu, margin, predict),

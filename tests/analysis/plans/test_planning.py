@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from typing import Any, cast
 import pytest
 
 from bench import plan
-from bench.analysis.plans import planning
+from bench.analysis.plans import combinations, planning
+from bench.analysis.plans.largest_micro_batch import with_micro_batch
 from bench.machine import gpu_catalogue
-from bench.methods.least_time import step_seconds
 from bench.methods.simulate import simulate
 from bench.processes import simulation_pool
 from bench.processes.simulation_pool import Simulator
-from bench.trial.columns import Columns, NotSimulated, Simulation
+from bench.timing.data_sheet import BANDWIDTH_SHARE, REACHED, DataSheet
+from bench.trial.columns import Columns, NotSimulated, Operation, Simulation
 from bench.trial.platform import CUDA
 from bench.trial.spec import Trial
 from bench.trial.vocabulary import PHASES
@@ -145,7 +147,9 @@ def test_a_wrong_word_ends_the_process_without_its_traceback() -> None:
 
 def test_a_card_without_bfloat16_is_offered_float16() -> None:
     words = {
-        word for words in planning.combinations([], 1, gpu_catalogue.catalogue()["t4"]) for word in words
+        word
+        for words in combinations.combinations([], 1, gpu_catalogue.catalogue()["t4"])
+        for word in words
     }
     assert "precision=fp16_pure" in words
     assert "precision=bf16_pure" not in words
@@ -179,8 +183,11 @@ class SomeFail:
         names = ("parameter", "gradient", "optimizer", "activation", "temporary")
         columns: dict[str, Any] = {f"{name}_bytes": trial.micro_batch_size * 2**28 for name in names}
         peaks = {f"{phase}_tracked_peak_bytes": 5 * 2**28 * trial.micro_batch_size for phase in PHASES}
-        peak = 5 * 2**28 * trial.micro_batch_size
-        return Simulation(cast(Columns, columns | peaks | {"peak_allocated_bytes": peak}))
+        peak = 5 * 2**28 * trial.micro_batch_size * max(1, trial.seq_len // 1024)
+        seconds = trial.micro_batch_size / REACHED  # beside a gap of a microsecond
+        moved = int(seconds * gpu_catalogue.catalogue()["t4"].bandwidth_bytes_per_sec * BANDWIDTH_SHARE)
+        work = Counter([Operation("aten::copy_", "float16", (), 0, moved, "forward")])
+        return Simulation(cast(Columns, columns | peaks | {"peak_allocated_bytes": peak}), work)
 
 
 @pytest.fixture
@@ -193,11 +200,15 @@ def test_a_combination_that_fails_is_one_line_and_the_others_are_ranked(
     some_fail: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("bench.methods.least_time.step_seconds", lambda _work, _card: 1.0)
-    assert plan.main(["gpu=t4", "model=llama-160m", "precision=fp16_pure", "lora=off"]) == 0
+    words = ["gpu=t4", "model=llama-160m", "precision=fp16_pure", "lora=off"]
+    assert plan.main([*words, "tokens=3.6e6", "price_per_hour=0.5"]) == 0
     out, err = capsys.readouterr()
     assert "checkpointing=on: RuntimeError: this model has no blocks" in out
-    assert "Pick (expected fastest of those that fit): checkpointing=off micro_batch_size=10" in out
+    assert "Pick (predicted fastest of those that fit): checkpointing=off micro_batch_size=10" in out
+    assert "One sequence at a time may have" in out
+    # 1,024 tokens a second and sequence, whatever the micro-batch, is an hour for 3.6 million
+    assert "3,600,000 tokens take 0.977 hours" in out
+    assert "and cost 0.488" in out
     assert err == ""
     assert max(map(len, out.splitlines())) <= 80
     assert "checkpointing=off" in out.split(), "no word is broken"
@@ -237,19 +248,21 @@ def test_what_cannot_exist_says_why(planned: Callable[..., Planned]) -> None:
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     card = gpu_catalogue.catalogue()["t4"]
     trial = make_trial("method=simulate", *SMALL, "precision=fp16_pure", "seq_len=1024")
-    (answer,), _ = planning.answers({("x",): trial}, card, 0.05, predict, step_seconds)
+    (answer,), _ = planning.answers({("x",): trial}, card, 0.05, predict, DataSheet(card))
     assert answer.fits
     assert answer.largest > 1
-    fitting, next_one = predict([planning._with_batch(trial, answer.largest + extra) for extra in (0, 1)])
+    fitting, next_one = predict([with_micro_batch(trial, answer.largest + extra) for extra in (0, 1)])
     assert fitting.peak_bytes <= answer.room < next_one.peak_bytes
 
 
 def test_combinations_leave_alone_what_was_chosen() -> None:
     card = gpu_catalogue.catalogue()["a100-80gb"]
-    chosen = planning.combinations(["precision", "checkpointing"], 1, card)
+    chosen = combinations.combinations(["precision", "checkpointing"], 1, card)
     words = {word for combined in chosen for word in combined}
     assert words == {"lora=off", "lora=on"}
-    shards = [combined for combined in planning.combinations([], 8, card) if "fsdp=full_shard" in combined]
+    shards = [
+        combined for combined in combinations.combinations([], 8, card) if "fsdp=full_shard" in combined
+    ]
     assert shards and all("fsdp.world_size=8" in combined for combined in shards)
 
 

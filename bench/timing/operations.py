@@ -1,13 +1,9 @@
-"""The roofline: a lower bound on a step's time.
+"""What a simulated step's operations compute and move: all that their time depends on.
 
-In: the operations of a simulated step, one by one. Out: their work (what they compute and move).
-`least_time.py` says how long a card takes for it at least.
+In: the operations of a simulated step, one by one. Out: `Operation` entries, counted. What a device needs
+for them is asked of `roofline.py` (at least), `data_sheet.py` and `calibration.py` (about).
 
-An operation takes at least its FLOPs over the device's dense peak, and at least its bytes over the
-memory's bandwidth: inputs read and outputs written once (Williams 2009). Launches, imperfect kernels,
-communication between ranks and traffic with the host are left out, so a real step is slower, a small one
-several times; tensors that stay in the device's cache may beat the bandwidth. Good for ranking, not for
-planning hours.
+Views, and tensors that are made and not filled, move nothing, but the host has to issue them.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench.trial.columns import Work
+from bench.trial.columns import Operation, Work
 from bench.workload.tensors import tensors_in
 
 _MOVE_NOTHING = {
@@ -31,33 +27,79 @@ _MOVE_NOTHING = {
 }
 # they read or write a few rows of a table or of a cache, not all of it
 _TOUCH_A_PART = {torch.ops.aten.embedding, torch.ops.aten.index_copy_}
+_PRODUCTS = {  # by the place of the first matrix in the call
+    torch.ops.aten.mm: 0,
+    torch.ops.aten.bmm: 0,
+    torch.ops.aten.addmm: 1,
+    torch.ops.aten.baddbmm: 1,
+}
 _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
-def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Work:
-    """What one operation computes and moves; nothing for a view.
+def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any, phase: str) -> Work:
+    """What one operation computes and moves.
 
     An operation over lists of tensors gives one entry for each tensor, so that work grows evenly with the
-    number of blocks.
+    number of blocks, and one for itself.
     """
-    if _is_view(func):
-        return Counter()
-    packet = func._overloadpacket
-    if packet in _MOVE_NOTHING:
-        return Counter()
-    if packet in _TOUCH_A_PART:
-        part = args[3] if packet is torch.ops.aten.index_copy_ else result
-        return Counter([(_dtype([part]), 0, 2 * part.nbytes)])
+    name, packet = func.name().partition(".")[0], func._overloadpacket
+
+    def entry(
+        tensors: list[torch.Tensor], moved: int, flops: int = 0, shape: tuple[int, ...] = ()
+    ) -> Operation:
+        return Operation(name, _dtype(tensors), shape, flops, moved, phase)
+
     inputs = list(tensors_in((*args, *kwargs.values())))
     outputs = list(tensors_in((result,)))
-    if any(isinstance(argument, list | tuple) and len(argument) > 1 for argument in args):
-        return Counter((_dtype([t]), 0, _moved(t)) for t in (*inputs, *outputs))
-    if not outputs:  # it asks about a tensor: its device, its layout
+    if not outputs and not _writes(func):  # it asks about a tensor: its device, its layout
         return Counter()
-    moved = sum(_moved(t) for t in (*inputs, *outputs))
+    if _is_view(func) or packet in _MOVE_NOTHING:
+        return Counter([entry(inputs, 0)])
+    if packet in _TOUCH_A_PART:
+        part = args[3] if packet is torch.ops.aten.index_copy_ else result
+        return Counter([entry([part], 2 * part.nbytes)])
+    if any(isinstance(argument, list | tuple) and _has_tensors(argument) for argument in args):
+        each = (
+            Operation(f"{name}[]", _dtype([t]), (), 0, _moved(t), phase)
+            for t in (*inputs, *outputs, *_changed(func, args, kwargs, outputs))
+        )
+        return Counter([entry(inputs, 0), *each])
+    moved = sum(_moved(t) for t in (*inputs, *outputs, *_changed(func, args, kwargs, outputs)))
     if packet is torch.ops.aten._grouped_mm:
         moved -= _unread_experts_bytes(*args[:2])
-    return Counter([(_dtype(inputs), _flops(func, args, kwargs, result), moved)])
+    return Counter([entry(inputs, moved, _flops(func, args, kwargs, result), _product(packet, args))])
+
+
+def _has_tensors(argument: Any) -> bool:
+    return len(argument) > 1 and any(isinstance(value, torch.Tensor) for value in argument)
+
+
+@cache
+def _writes(func: Any) -> bool:
+    return bool(func._schema.is_mutable)
+
+
+def _changed(func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Any]) -> list[torch.Tensor]:
+    """The tensors that it writes without returning them, as optimizers' operations do."""
+    if outputs or not _writes(func):
+        return []
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    written = (
+        given.get(argument.name)
+        for argument in func._schema.arguments
+        if argument.alias_info and argument.alias_info.is_write
+        if argument.name != "grads"  # a fused optimizer writes them where it unscales them, too
+    )
+    return list(tensors_in(tuple(written)))
+
+
+def _product(packet: Any, args: Any) -> tuple[int, ...]:
+    """The batches, rows, columns and length of the sums of a product of matrices; empty for all else."""
+    if packet not in _PRODUCTS:
+        return ()
+    left, right = args[_PRODUCTS[packet]], args[_PRODUCTS[packet] + 1]
+    batches = left.shape[0] if left.dim() == 3 else 1
+    return (int(batches), int(left.shape[-2]), int(right.shape[-1]), int(left.shape[-1]))
 
 
 def _unread_experts_bytes(first: torch.Tensor, second: torch.Tensor) -> int:
