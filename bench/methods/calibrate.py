@@ -11,16 +11,20 @@ import platform as machine
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bench.machine import accelerator
+from bench.machine.host import cores
 from bench.memory.dispatch import OperationWatch
 from bench.methods.simulate import observe_operations
+from bench.timing import collectives
 from bench.timing.calibration import Calibration, style_of
 from bench.timing.operations import work_of
 from bench.timing.replay import Seen, copy_samples, product_samples, samples
@@ -71,8 +75,12 @@ def calibrate(
     failed: dict[str, str] = {}
     report(f"{len(seen)} operations")
     operations = list(samples(seen, device, failed))
-    report("products of matrices")
     grid = grid or (_CPU_GRID if device.type == "cpu" else _ACCELERATOR_GRID)
+    if any(trial.fsdp.name != "off" for trial in minute):
+        report("collectives")
+        ranks = min(2, len(cores())) if device.type == "cpu" else accelerator.count(device.type)
+        operations += collectives.measured(device.type, ranks, max(1, threads // ranks))
+    report("products of matrices")
     products = list(product_samples(device, grid, _DTYPES))
     host: list[HostSample] = []
     for number, trial in enumerate(minute, 1):
@@ -112,7 +120,27 @@ def _reference_seconds(device: torch.device) -> float:
 
 
 def _host_samples(trial: Trial, device: torch.device) -> Iterator[HostSample]:
-    """What the host needs for each phase of a step of the trial."""
+    """What the host needs for each phase of a step of the trial; of FSDP, with one rank."""
+    with _one_rank(trial, device):
+        yield from list(_phases(trial, device))
+
+
+@contextmanager
+def _one_rank(trial: Trial, device: torch.device) -> Iterator[None]:
+    """A process group of this process alone, where the trial needs one."""
+    if trial.fsdp.name == "off":
+        yield
+        return
+    backend = dist.get_default_backend_for_device(device)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _phases(trial: Trial, device: torch.device) -> Iterator[HostSample]:
     run = build(trial, device)
     for _ in range(_WARM_UP_STEPS):
         run_one_step(run)

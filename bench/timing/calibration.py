@@ -28,6 +28,7 @@ from bench.trial.columns import Operation
 from bench.trial.spec import Trial
 
 FORMAT = 1
+_PYTHON_BETWEEN = ("quantization", "lora", "autocast", "mode")  # what puts Python between two operations
 
 
 class CalibrationError(ValueError):
@@ -37,6 +38,7 @@ class CalibrationError(ValueError):
 def style_of(trial: Trial) -> dict[str, str]:
     """What decides how much Python runs between two operations, the most important first."""
     return {
+        "fsdp": trial.fsdp.name,
         "quantization": trial.precision.quantization,
         "lora": "on" if trial.lora.enabled else "off",
         "autocast": "on" if trial.precision.autocast else "off",
@@ -90,10 +92,11 @@ class Calibration:
 
     def _by_bytes(self, operation: Operation, *, known: bool) -> Cost:
         name = operation.name.removesuffix("[]")
-        curve = self._curves.get((name, operation.dtype)) if known else None
+        collective = name.startswith("c10d::")  # sampled in one dtype, and its latency is not the host's
+        curve = self._curves.get((name, "float32" if collective else operation.dtype)) if known else None
         if curve is not None:
             size = operation.flops if "attention" in name else operation.moved_bytes
-            return Cost(curve.seconds(size, floor=not self.host_is_device))
+            return Cost(curve.seconds(size, floor=collective or not self.host_is_device))
         curve = self._curves_by_dtype.get(operation.dtype) or self._curves_by_dtype.get("float32")
         if curve is None:
             return Cost(0.0, known=False)
@@ -143,7 +146,7 @@ class Calibration:
             phases = [one for one in self.host if one.phase == phase]
             if not phases:
                 phases = [one for one in self.host if one.phase == "forward"]
-            names = ["optimizer"] if phase == "optimizer" else ["quantization", "lora", "autocast", "mode"]
+            names = ("fsdp", *(("optimizer",) if phase == "optimizer" else _PYTHON_BETWEEN))
             wanted = dict(style)
 
             def alike(one: HostSample) -> tuple[bool, ...]:

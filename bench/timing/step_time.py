@@ -163,6 +163,8 @@ def _of(work: Work, trial: Trial, columns: Columns, device: Device) -> StepTime:
         unknown += 0.0 if cost.known else times * cost.seconds
         if kind != "collective":
             busy_by_phase[operation.phase] += times * cost.seconds
+    if trial.fsdp.name == "no_shard" and trial.world_size > 1:
+        by_kind["collective"] += device.cost(_reduced_gradients(columns)).seconds
     if not device.host_is_device:
         by_kind["transfer"] += device.transfer_seconds(_transferred_bytes(trial, columns))
     on_host = device.host_optimizer_seconds(host_optimizer_bytes)
@@ -200,6 +202,12 @@ def _kind(operation: Operation) -> str:
     if "attention" in operation.name:
         return "attention"
     return "products" if operation.flops else "elementwise"
+
+
+def _reduced_gradients(columns: Columns) -> Operation:
+    """DDP's reduction of all gradients: its reducer is C++, which simulation replaces."""
+    size = columns.get("gradient_max_bytes") or 0
+    return Operation("c10d::allreduce_", "float32", (), 0, 2 * size, "backward")
 
 
 def _transferred_bytes(trial: Trial, columns: Columns) -> float:

@@ -71,7 +71,7 @@ def test_the_door_says_what_fits_and_what_to_pick(planned: Callable[..., Planned
     done = planned(*PLAN)
     assert done.returncode == 0, done.stderr
     assert "model=llama-20m model.layers=2 lora=off checkpointing=on on t4, 14.75 GiB" in done.stdout
-    assert "Pick (expected fastest of those that fit): precision=fp16" in done.stdout
+    assert "Pick (predicted fastest of those that fit): precision=fp16" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -79,7 +79,7 @@ def test_the_door_says_what_fits_and_what_to_pick(planned: Callable[..., Planned
 def test_the_process_ends_with_its_pool() -> None:
     done = door(*PLAN, script="plan.py")
     assert done.returncode == 0, done.stderr
-    assert "Pick (expected fastest of those that fit): precision=fp16" in done.stdout
+    assert "Pick (predicted fastest of those that fit): precision=fp16" in done.stdout
     assert "Traceback" not in done.stderr
 
 
