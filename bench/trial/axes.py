@@ -226,6 +226,7 @@ class Optimizer:
     eps: float | None = None
     weight_decay: float = 0.0
     momentum: float = 0.0
+    in_backward: bool = False
 
     def __post_init__(self) -> None:
         names = ("adamw", "adamw_fused", "adamw_foreach", "adamw_8bit", "adamw_8bit_paged")

@@ -137,7 +137,25 @@ def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[
         )
 
 
+def _of_updates_in_backward(trial: Trial) -> Iterator[str]:
+    """What needs all gradients at once, where each is gone as soon as it was used."""
+    if not trial.optimizer.in_backward:
+        return
+    word = "optimizer.in_backward=true updates a parameter as soon as its gradient is ready, and"
+    if trial.grad_accum_steps > 1:
+        yield f"{word} no gradient stays to accumulate: grad_accum_steps=1"
+    if trial.max_grad_norm is not None:
+        yield f"{word} the norm of all gradients is known only at the end: leave max_grad_norm out"
+    if trial.precision.loss_scaling:
+        yield f"{word} GradScaler looks at all gradients before: choose bf16 in place of fp16"
+    if trial.fsdp.name != "off":
+        yield f"{word} FSDP and DDP reduce gradients after that"
+
+
 def _of_training(trial: Trial) -> Iterator[str]:
+    yield from _of_updates_in_backward(trial)
+    if trial.keep_outputs and trial.loss.chunked:
+        yield "keep_outputs keeps logits, and under loss=chunked the model returns none"
     if trial.loss.chunked and trial.model.encoder_decoder:
         yield "loss=chunked is of models that predict the next token, and an encoder-decoder does not"
     if trial.kv_cache.name != "dynamic":
@@ -168,6 +186,8 @@ def _of_inference(trial: Trial) -> Iterator[str]:
         yield f"{workload} has no optimizer"
     if trial.loss.chunked:
         yield f"{workload} computes no loss"
+    if trial.max_grad_norm is not None or trial.keep_outputs or trial.optimizer.in_backward:
+        yield f"{workload} has no backward for max_grad_norm, keep_outputs or optimizer.in_backward"
     if trial.grad_accum_steps > 1:
         yield f"{workload} has no gradients to accumulate"
     if trial.fsdp.name != "off":

@@ -62,6 +62,8 @@ class Trial:
     micro_batch_size: int = 4
     seq_len: int = 128
     grad_accum_steps: int = 1
+    max_grad_norm: float | None = None
+    keep_outputs: bool = False
     seed: int = 0
     threads: int | None = None
     memory_limit_bytes: int | None = None
@@ -73,6 +75,8 @@ class Trial:
             at_least(name, getattr(self, name), 1)
         at_least("seq_len", self.seq_len, 2)
         require(0 <= self.seed < 2**31, f"seed={self.seed}: must be in [0, 2^31)")
+        if self.max_grad_norm is not None:
+            require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm}: must be greater than 0")
         for optional in ("threads", "memory_limit_bytes"):
             if getattr(self, optional) is not None:
                 at_least(optional, getattr(self, optional), 1)
@@ -152,6 +156,11 @@ class Trial:
             del whole["kv_cache"]
         if not self.loss.chunked:
             del whole["loss"]
+        for key in ("max_grad_norm", "keep_outputs"):
+            if not whole[key]:
+                del whole[key]
+        if not self.optimizer.in_backward:
+            del whole["optimizer"]["in_backward"]
         if self.lora.dtype == "float32":
             whole["lora"].pop("dtype", None)
         if self.precision.autocast in (None, self.precision.is_mixed):  # what the dtypes say

@@ -67,6 +67,8 @@ class Run:
     new_cache: Callable[[], Any] = _no_cache
     pass_over: Callable[[Any, int], None] = _no_cache
     chunked_loss: Any = None  # the loss function (techniques/loss.py), where the loss is chunked
+    gradient_norm: torch.Tensor | None = None  # of the last step, before it was clipped
+    kept_logits_bytes: int = 0  # of the last micro-step whose outputs were kept
     cache: Any = None  # of the generation under way
     host_weights: list[torch.Tensor] = field(default_factory=list)  # hooks copy them to the device
     disk: TemporaryDirectory[str] | None = None  # where offloaded weights lie; deleted with the run

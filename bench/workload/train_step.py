@@ -19,6 +19,15 @@ def run_one_step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.T
     return generate(run, enter) if run.trial.workload.inference else step(run, enter)
 
 
+def _clip(run: Run) -> None:
+    """Scales gradients down to the norm that the trial asks for, if their norm is larger."""
+    if run.trial.max_grad_norm is None:
+        return
+    run.scaler.unscale_(run.optimizer)
+    trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    run.gradient_norm = torch.nn.utils.clip_grad_norm_(trained, run.trial.max_grad_norm)
+
+
 def step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
     """One optimizer update over `grad_accum_steps` micro-steps.
 
@@ -36,13 +45,19 @@ def step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
         enter("forward")
         with run.gradient_sync(run.model, batch is batches[-1]):
             with run.autocast(), run.saved_tensors():
-                # .loss alone: holding the whole output would keep the logits alive through backward
-                loss = run.model(**batch).loss / count
+                output = run.model(**batch)
+                loss = output.loss / count
+            if run.trial.keep_outputs:
+                run.kept_logits_bytes = output.logits.nbytes
+            else:
+                del output  # it would keep the logits alive through the backward
             enter("backward")
             run.scaler.scale(loss).backward()
         total += loss.detach()
+        output = None
         del loss
     enter("optimizer")
+    _clip(run)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)

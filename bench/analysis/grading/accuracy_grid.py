@@ -131,12 +131,20 @@ _LOSS = (
 )
 
 
+_LOOP = (
+    "max_grad_norm=1 precision=bf16",
+    "keep_outputs=true model.vocab_size=5000",
+    "optimizer.in_backward=true optimizer=adamw_fused seq_len=8",
+    "optimizer.in_backward=true precision=bf16_pure checkpointing=on",
+)
+
+
 def grid() -> list[Overrides]:
     """The configurations that were picked: every level of every axis, on every architecture."""
     picked = [(*base, *also.split()) for base in ARCHITECTURES.values() for also in _EVERYWHERE]
     decoders = [base for name, base in ARCHITECTURES.items() if name != "mt5"]
     picked += [(*base, *also.split()) for base in decoders for also in _INFERENCE]
-    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA, *_AUTOCAST, *_LOSS)
+    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA, *_AUTOCAST, *_LOSS, *_LOOP)
     return picked + [(*ARCHITECTURES["llama"], *also.split()) for also in alone]
 
 

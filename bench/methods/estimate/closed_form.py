@@ -49,6 +49,8 @@ def closed_form(trial: Trial, platform: Platform) -> Columns:
     on_host = trial.offload.name == "params" and not platform.host_is_device
     rank_shares = [0 if on_host else whole // ranks for whole in (weights, gradients, states)]
     parameter, gradient, optimizer = rank_shares
+    if trial.optimizer.in_backward:  # one at a time
+        gradient = 0
     gathered = _gathered_bytes(trial, shape, weights)
     activation = activation_bytes(trial, shape, platform) + autocast_copy_bytes(trial, shape)
     if trial.offload.name == "activations" and not platform.host_is_device:

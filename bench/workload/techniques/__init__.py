@@ -15,6 +15,7 @@ from bench.workload.techniques import (
     checkpointing,
     fsdp,
     kv_cache,
+    loop,
     lora,
     loss,
     offload,
@@ -41,5 +42,5 @@ class Technique(Protocol):
 
 # First those that change modules, on meta; then those that place bytes or own state.
 SHAPING = cast("tuple[Technique, ...]", (precision, lora, checkpointing, loss))
-PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer, kv_cache))
+PLACING = cast("tuple[Technique, ...]", (fsdp, offload, optimizer, loop, kv_cache))
 TECHNIQUES = (*SHAPING, *PLACING)

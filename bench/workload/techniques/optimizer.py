@@ -9,7 +9,7 @@ import bitsandbytes as bnb
 import torch
 
 from bench.trial.spec import Trial
-from bench.workload.state import Run
+from bench.workload.state import NotInForceError, Run
 from bench.workload.tensors import optimizer_tensors
 
 _EPS = 1e-8
@@ -46,11 +46,43 @@ def make(trial: Trial, parameters: list[torch.nn.Parameter]) -> torch.optim.Opti
             raise AssertionError(f"optimizer {chosen.name} passed validation but is unknown here")
 
 
+class InBackward(torch.optim.Optimizer):
+    """An optimizer for each parameter, which updates it in the backward and frees its gradient.
+
+    So never more than a few gradients exist at once. Its own step only collects the states.
+    """
+
+    def __init__(self, trial: Trial, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+        self.optimizers = {parameter: make(trial, [parameter]) for parameter in parameters}
+        self.updates = 0  # since it was set to 0
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._update)
+
+    def _update(self, parameter: torch.nn.Parameter) -> None:
+        self.optimizers[parameter].step()
+        parameter.grad = None
+        self.updates += 1
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Collects the states for who counts them: the backward has updated every parameter."""
+        for optimizer in self.optimizers.values():
+            self.state.update(optimizer.state)
+
+    @property
+    def name2qmap(self) -> dict[str, torch.Tensor]:
+        """bitsandbytes' quantisation maps, which its optimizers share."""
+        maps = (getattr(optimizer, "name2qmap", {}) for optimizer in self.optimizers.values())
+        return {name: value for each in maps for name, value in each.items()}
+
+
 def apply(run: Run) -> None:
     """Makes the optimizer over what trains; its state appears in the first step."""
     if run.trial.workload.inference:
         return
-    run.optimizer = make(run.trial, [p for p in run.model.parameters() if p.requires_grad])
+    trained = [p for p in run.model.parameters() if p.requires_grad]
+    in_backward = run.trial.optimizer.in_backward
+    run.optimizer = InBackward(run.trial, trained) if in_backward else make(run.trial, trained)
 
 
 def _implementation(optimizer: torch.optim.Optimizer) -> str:
@@ -72,11 +104,22 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
 
     if run.trial.workload.inference:
         return dict
+    optimizer = run.optimizer
+    if isinstance(optimizer, InBackward):
+        optimizer.updates = 0
 
     def evidence() -> dict[str, Any]:
-        found: dict[str, Any] = {"optimizer_class": type(run.optimizer).__name__}
-        if type(run.optimizer).__module__.startswith("torch."):
-            found["optimizer_implementation"] = _implementation(run.optimizer)
+        one = next(iter(optimizer.optimizers.values())) if isinstance(optimizer, InBackward) else optimizer
+        found: dict[str, Any] = {"optimizer_class": type(one).__name__}
+        if type(one).__module__.startswith("torch."):
+            found["optimizer_implementation"] = _implementation(one)
+        if isinstance(optimizer, InBackward):
+            found["updates_in_backward"] = optimizer.updates
+            if optimizer.updates != len(optimizer.optimizers):
+                raise NotInForceError(
+                    f"optimizer.in_backward: {optimizer.updates} of {len(optimizer.optimizers)} parameters "
+                    "were updated in the backward"
+                )
         dtypes = {str(t.dtype).removeprefix("torch.") for t in optimizer_tensors(run.optimizer)}
         found["optimizer_state_dtypes"] = sorted(dtypes)
         return found

@@ -59,6 +59,21 @@ def test_dtypes_of_storage_and_of_arithmetic(level: str, stored: str, computed: 
     assert found.get("autocast_dtypes", []) == ([] if level.endswith("pure") else [computed])
 
 
+@pytest.mark.parametrize(
+    ("words", "dtype"),
+    [
+        ("precision=bf16_pure", "float32"),
+        ("precision=bf16_pure lora.dtype=auto", "bfloat16"),
+        ("precision=bf16 lora.dtype=auto", "float32"),
+        ("precision=nf4 lora.dtype=auto", "bfloat16"),
+    ],
+)
+def test_adapters_are_in_float32_or_as_their_base(words: str, dtype: str) -> None:
+    run = build(make_trial("lora=on", *words.split()), CPU)
+    assert {str(p.dtype) for p in run.model.parameters() if p.requires_grad} == {f"torch.{dtype}"}
+    assert evidence(run)["adapter_dtypes"] == [dtype]
+
+
 def test_autocast_that_is_not_on_is_noticed() -> None:
     run = build(make_trial("precision=bf16_autocast"), CPU)
     run.autocast = nullcontext  # type: ignore[method-assign]
