@@ -10,13 +10,17 @@ Exit codes: 0; 1 if there is no row, a notebook fails or the report cannot be wr
 is wrong.
 """
 
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
+
+_PLAIN_WIDTH = 160  # columns, where the output is no terminal
 
 
 def main(arguments: list[str]) -> int:
@@ -43,8 +47,12 @@ def main(arguments: list[str]) -> int:
         print(f"bench/report.py: cannot write the report: {error}", file=sys.stderr)
         return 1
     print(f"\nReport     {target / 'index.html'}  ({len(rows)} rows)")
+    width = shutil.get_terminal_size((_PLAIN_WIDTH, 0)).columns
+    lines = textwrap.TextWrapper(
+        width, initial_indent="  ", subsequent_indent="     ", break_on_hyphens=False
+    )
     for number, finding in enumerate(findings, 1):
-        print(f"  {number}. {finding}")
+        print(lines.fill(f"{number}. {finding}"))
     return failed
 
 
