@@ -35,6 +35,12 @@ _IN_PLACE = {
     torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
     torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
 }
+_ACCUMULATES_WIDE = (
+    torch.ops.aten.scatter_add.default,
+    torch.ops.aten.scatter_add_.default,
+    torch.ops.aten.scatter_reduce.two,
+    torch.ops.aten.scatter_reduce_.two,
+)
 _TENSOR_REFERENCES, _STORAGE_REFERENCES = 4, 2
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -129,6 +135,11 @@ def workspace_bytes(func: Any, args: Any, result: Any, platform: Platform, threa
         return int(copied) + threads * _tile_backward_bytes(query, key)
     if func is torch.ops.aten.bmm.default:
         return _rearranged_bytes(*args) if platform.bmm_copies_operands else 0
+    if func in _ACCUMULATES_WIDE:
+        # a 16-bit sum is built in a copy in 32 bits: create_acc_buffer in
+        # ATen/native/cpu/ScatterGatherKernel.cpp
+        total = args[0]
+        return total.numel() * 4 if total.is_floating_point() and total.itemsize == 2 else 0
     if platform.collectives_are_gloo and func in _COPIED_ARGUMENT:
         return int(args[_COPIED_ARGUMENT[func]].untyped_storage().nbytes())
     if not platform.elementwise_copies_operands or torch.Tag.pointwise not in func.tags:

@@ -35,7 +35,9 @@ from bench.trial.outcome import in_one_line
 from bench.trial.platform import CUDA, Platform
 from bench.trial.spec import Trial
 
-LONGEST_SECONDS = 120.0  # of one simulation, which takes a second or two
+LONGEST_SECONDS = 120.0  # of processor time, of one simulation, which takes seconds
+
+_KILLED = NotSimulated("a process that simulates was killed: the machine may be out of memory")
 
 
 class Simulator:
@@ -81,7 +83,10 @@ class Simulator:
         self._bar.expect(len(new))
         running = {trial_id: self.begin(trial) for trial_id, trial in new.items()}
         for trial_id, future in running.items():
-            self._known[trial_id] = result_of(future)
+            found = result_of(future)
+            if found == _KILLED:  # another trial's process, perhaps
+                found = result_of(self.begin(new[trial_id]))
+            self._known[trial_id] = found
             self._bar.advance()
         return [self._known[trial.trial_id] for trial in trials]
 
@@ -116,7 +121,7 @@ def result_of(future: Future[Simulation]) -> Simulation | NotSimulated:
     try:
         return future.result()
     except BrokenProcessPool:
-        return NotSimulated("a process that simulates was killed: the machine may be out of memory")
+        return _KILLED
     except Exception as error:  # whatever the libraries raise about this model
         return NotSimulated(in_one_line(error))
 
@@ -160,21 +165,21 @@ def _set_up_process() -> None:
     import torch
 
     fork_server.end_with_parent()
-    signal.signal(signal.SIGALRM, _raise_timeout)
+    signal.signal(signal.SIGPROF, _raise_timeout)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _raise_timeout(_number: int, _frame: object) -> None:
-    raise TimeoutError(f"not simulated within {LONGEST_SECONDS:.0f} s")
+    raise TimeoutError(f"not simulated within {LONGEST_SECONDS:.0f} s of processor time")
 
 
 def _simulated(trial: Trial, platform: Platform = CUDA) -> Simulation:
     from bench.methods.simulate import simulate
 
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_SECONDS)
     try:
         return simulate(trial, platform)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
 from bench.memory.cpu_allocator import CpuRecorder
+from bench.memory.hidden_allocations import workspace_bytes
 from bench.memory.tracker import Attribution, Tracker
 from bench.methods.measure import allocator_pass
+from bench.trial.platform import platform_of
 from bench.trial.spec import Trial
 from bench.workload.build import build
 from bench.workload.state import Run
@@ -223,6 +226,30 @@ def test_the_recorder_counts_what_is_allocated_inside_only() -> None:
     assert allocations.peak("one") == 8000
     assert allocations.peak("two") == 3700
     assert kept.numel() == 3000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_16_bit_sum_is_built_in_a_copy_in_32_bits(dtype: torch.dtype) -> None:
+    add = torch.ops.aten.scatter_add_.default
+    total, index, parts = torch.zeros(50, 40, dtype=dtype), torch.zeros(50, 7).long(), torch.ones(50, 7)
+    arguments = (total, 1, index, parts.to(dtype))
+    with CpuRecorder() as recorder, recorder.span("add"):
+        before = torch.empty(1, dtype=torch.uint8)
+        add(*arguments)
+    expected = workspace_bytes(add, arguments, total, platform_of("cpu"), 1)
+    assert expected == (50 * 40 * 4 if dtype == torch.bfloat16 else 0)
+    assert recorder.allocations().peak("add") == before.nbytes + expected
+
+
+def test_weights_from_a_disk_are_counted_as_random_ones_are(tmp_path: Path) -> None:
+    """What the tracker does not see is as little: safetensors are mapped, and copied when they are read."""
+    build(make_trial(), CPU).model.save_pretrained(tmp_path)
+    untracked = []
+    for weights in ("random", "pretrained"):
+        trial = make_trial(f"model={tmp_path}", f"model.weights={weights}")
+        counted = allocator_pass(trial, CPU, rank=0, steps=1)["peak_allocated_bytes"]
+        untracked.append((counted or 0) - steady(trial)[1].peak)
+    assert max(map(abs, untracked)) < 0.002 * 4 * PARAMETERS, untracked
 
 
 def test_the_step_does_not_hold_the_logits_through_backward() -> None:

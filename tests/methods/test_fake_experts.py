@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from bench.methods.fake_execution import _grouped_product, _sizes_that_fit, without_real_tensors
+from bench.methods.fake_execution import (
+    _grouped_product,
+    _sizes_that_fit,
+    fake_execution,
+    without_real_tensors,
+)
 from bench.timing.operations import work_of
+from bench.trial.platform import CPU
+from tests.conftest import make_trial
 
 GROUPED = torch.ops.aten._grouped_mm.default
 
@@ -45,3 +53,18 @@ def test_a_view_of_a_buffer_has_the_buffers_own_storage() -> None:
         table = model.table
         assert table[:, :2].untyped_storage()._cdata == table.untyped_storage()._cdata
         assert isinstance(model.plain, type(table))
+
+
+def test_a_loop_over_experts_finds_equally_many_tokens_for_each() -> None:
+    trial = make_trial("method=simulate")
+    with fake_execution(trial, CPU):
+        scores = torch.empty(64, 4)
+        chosen = scores.topk(2).indices  # of DBRX, which has a class more than experts
+        mask = torch.nn.functional.one_hot(chosen, num_classes=5).permute(2, 1, 0)
+        hit = torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero()
+        assert [int(expert) for expert in hit] == [0, 1, 2, 3]
+        for expert in hit:
+            choice, token = torch.where(mask[expert].squeeze(0))
+            assert choice.shape == token.shape == (64 * 2 // 4,)
+        with pytest.raises(DynamicOutputShapeException):  # of which nothing is known
+            torch.empty(64).nonzero()

@@ -45,8 +45,9 @@ class Verdict:
     Attributes:
         architecture: its `model_type`.
         axis: a key of `AXES`; empty where plain transformers does not train it.
-        status: `ok` where both peaks are known, `skipped` where the two cannot be combined, `untrained`
-            where plain transformers does not train it on a CPU, `unmeasured` or `unsimulated`.
+        status: `ok` where both peaks are known, `skipped` where the two cannot be combined in plain
+            transformers, peft or bitsandbytes either, `untrained` where plain transformers does not train
+            it on a CPU, `unmeasured` or `unsimulated`.
         reason: why it is not `ok`.
         measured_bytes: the CPU allocator's peak in a steady step.
         simulated_bytes: the simulated peak.
@@ -70,7 +71,7 @@ class Verdict:
         return self.status == "ok" and abs(self.error) <= WITHIN
 
 
-def untrained(model_type: str) -> str | None:
+def untrained(model_type: str, dtype: str = "float32") -> str | None:
     """Why plain transformers does not train the shrunken architecture on a CPU; None if it does."""
     import torch
 
@@ -80,7 +81,7 @@ def untrained(model_type: str) -> str | None:
     try:
         config = shrunken(model_type)
         config.use_cache = False
-        model = auto_class(config).from_config(config).train()
+        model = auto_class(config).from_config(config, dtype=getattr(torch, dtype)).train()
         tokens = torch.randint(config.get_text_config(decoder=True).vocab_size, (2, 32))
         optimizer = torch.optim.AdamW(model.parameters())
         model(input_ids=tokens, labels=tokens).loss.backward()
@@ -113,6 +114,9 @@ def verdict(model_type: str, axis: str) -> Verdict:
         status = "skipped" if stage == "unmeasured" else stage
         return replace(found, status=status, reason=str(error))
     except Exception as error:  # of whatever kind an architecture raises
+        if stage == "unmeasured" and axis != "fp32" and (reason := untrained(model_type, "bfloat16")):
+            said = f"plain transformers does not train it in bfloat16: {reason}"
+            return replace(found, status="skipped", reason=said)
         return replace(found, status=stage, reason=in_one_line(error))
 
 

@@ -16,6 +16,11 @@ language model of transformers {{version}} is shrunk to a few hundred thousand p
 weights, and trained on text alone ({", ".join(TOKENS)}) on a CPU. The error is that of the
 simulated peak against the CPU allocator's own count. Where the code of a mixture of experts asks how many
 tokens each expert gets, simulation gives all equally many; measured is what the random router does.
+
+`skipped` is what plain transformers, peft or bitsandbytes cannot do with an architecture either: there is
+no block that transformers could checkpoint, peft refuses a module, or the code does not run in bfloat16.
+The harness says so in one sentence; the share counts the rest, which is called combinable.
+`unmeasured` and `unsimulated` are failures of the harness; they count against it.
 """
 
 

@@ -47,6 +47,7 @@ _SIZES: tuple[tuple[str, int], ...] = (  # the first pattern that matches a whol
     (r"chunk_size|mamba_chunk_size|attention_chunk_size", 16),
     (r"sliding_window(_size)?|(local_)?attention_window(_size)?|local_attention|window_size", 16),
     (r"index_topk", 8),
+    (r"rel_extent", 32),
 )
 _CAPPED: tuple[tuple[str, int], ...] = (  # what only shrinks
     (r"\w*position_embeddings|n_positions|n_ctx|max_(source|target)_positions", _POSITIONS),
@@ -88,6 +89,8 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     # asked for, and not in the default
     "dbrx": {"shrunken": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}}},
+    # hyper-connections, which nothing quantises, are small beside experts: not beside those of a tiny model
+    "deepseek_v4": {"shrunken": {"moe_intermediate_size": 8 * _HIDDEN}},
     # input, recurrent and output layers sum to all layers; an attention and an mlp are one layer
     "dory": {
         "shrunken": {

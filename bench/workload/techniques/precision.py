@@ -26,8 +26,8 @@ from bench.workload.tensors import computes_as_linear, parameter_sizes, quantise
 _MOST_PLAIN = 0.1  # of the blocks' matrices: routers, convolutions and state matrices are never quantised
 
 # Linears whose weight the model's own code multiplies or clamps itself, which a packed one does not allow:
-# Gemma 3n's AltUp, Mamba's time steps
-_READ_BY_THE_MODEL = ("prediction_coefs", "correction_coefs", "dt_proj")
+# Gemma 3n's AltUp, Mamba's time steps, LongCat's router
+_READ_BY_THE_MODEL = ("prediction_coefs", "correction_coefs", "dt_proj", "router.classifier")
 
 
 class Int8Linear(bnb.nn.Linear8bitLt):
