@@ -84,7 +84,7 @@ def _merged(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         return row
     row["overhead_seconds"] = outcome.wall_seconds - max(r["working_seconds"] for r in ranks)
     if trial.method != "measure":
-        return row | _utilisation(trial, row, "") if row["step_seconds_median"] else row
+        return row | _utilisation(trial, row, "") if row.get("step_seconds_median") else row
     losses = [r["losses"] for r in ranks]
     row["losses"] = [sum(step) / len(step) for step in zip(*losses, strict=True)]
     row |= step_statistics.rate_columns(

@@ -28,6 +28,7 @@ from bench.trial.columns import Operation
 from bench.trial.spec import Trial
 
 FORMAT = 1
+LEAST, MOST = 0.8, 1.25  # of the predicted seconds
 _PYTHON_BETWEEN = ("quantization", "lora", "autocast", "mode")  # what puts Python between two operations
 
 
@@ -58,7 +59,6 @@ class Calibration:
         host_is_device: whether it is a CPU.
         threads: of a CPU, that the samples were measured with.
         made_with: versions of torch and the driver, date, drift of a reference product.
-        uncertainty: how far off a step's time may be, as a fraction.
     """
 
     name: str
@@ -71,7 +71,6 @@ class Calibration:
     host: list[HostSample]
     copies: list[Sample] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    uncertainty: float = 0.2
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
@@ -160,6 +159,10 @@ class Calibration:
     @cached_property
     def _issued(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         return {}
+
+    def bounds(self, trial: Trial) -> tuple[float, float]:
+        """What graded trials of a calibrated CPU took, but one in twenty."""
+        return LEAST, MOST
 
     def waits(self, operation: Operation) -> bool:
         """Whether the host reads a result of the operation: LLM.int8() asks for outliers."""

@@ -45,9 +45,8 @@ class Device(Protocol):
         """Whether the host executes the operations itself."""
         ...
 
-    @property
-    def uncertainty(self) -> float:
-        """How far off a step's time may be, as a fraction; how it was found is said there."""
+    def bounds(self, trial: Trial) -> tuple[float, float]:
+        """The least and the most that a step may take, as multiples of the prediction."""
         ...
 
     def cost(self, operation: Operation) -> Cost:
@@ -82,7 +81,8 @@ class StepTime:
         host_bound_share: the share of the step in which the device waits for the host.
         uncalibrated_share: the share of the device's time of operations that the device's figures do not
             name; they are taken for others with as many bytes.
-        uncertainty: how far off `seconds` may be, as a fraction.
+        least_seconds: as little as the step may take.
+        most_seconds: as much as it may take.
         first_token_seconds: from a prompt to its first token, in inference.
     """
 
@@ -91,19 +91,21 @@ class StepTime:
     host_seconds: float
     host_bound_share: float
     uncalibrated_share: float
-    uncertainty: float
+    least_seconds: float
+    most_seconds: float
     first_token_seconds: float | None = None
 
     def columns(self, trial: Trial, tokens_per_step: int) -> Columns:
         """The row's columns; the interval of the rate is the prediction's."""
         rate = tokens_per_step / self.seconds
+        low, high = tokens_per_step / self.most_seconds, tokens_per_step / self.least_seconds
         times: Columns = {
             "step_seconds": [self.seconds],
             "step_seconds_median": self.seconds,
             "tokens_per_sec_per_device": rate,
             "tokens_per_sec_global": rate * trial.world_size,
-            "tokens_per_sec_per_device_ci_low": rate / (1 + self.uncertainty),
-            "tokens_per_sec_per_device_ci_high": rate / (1 - self.uncertainty),
+            "tokens_per_sec_per_device_ci_low": low,
+            "tokens_per_sec_per_device_ci_high": high,
             "products_seconds": self.by_kind["products"],
             "attention_seconds": self.by_kind["attention"],
             "elementwise_seconds": self.by_kind["elementwise"],
@@ -184,13 +186,15 @@ def _of(work: Work, trial: Trial, columns: Columns, device: Device) -> StepTime:
     seconds = in_turn + max(host_ahead, busy_ahead + by_kind["transfer"] + exposed) + on_host
     host, total = sum(host_by_phase.values()), sum(by_kind.values())
     busy = total - by_kind["collective"] + exposed
+    least, most = device.bounds(trial)
     return StepTime(
         seconds=seconds,
         by_kind=by_kind,
         host_seconds=float(host),
         host_bound_share=max(0.0, 1 - busy / seconds) if seconds else 0.0,
         uncalibrated_share=unknown / total if total else 0.0,
-        uncertainty=device.uncertainty,
+        least_seconds=least * seconds,
+        most_seconds=most * seconds,
     )
 
 

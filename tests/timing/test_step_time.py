@@ -26,13 +26,15 @@ class ByHand:
     unknown: set[str] = field(default_factory=set)
     waiting: set[str] = field(default_factory=set)
     name: str = "by hand"
-    uncertainty: float = 0.25
 
     def cost(self, operation: Operation) -> Cost:
         return Cost(self.seconds[operation.name], operation.name not in self.unknown)
 
     def issue_seconds(self, operation: Operation, trial: Trial) -> float:
         return self.issue
+
+    def bounds(self, trial: Trial) -> tuple[float, float]:
+        return 0.75, 1.25
 
     def waits(self, operation: Operation) -> bool:
         return operation.name in self.waiting

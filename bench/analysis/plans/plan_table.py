@@ -24,8 +24,7 @@ from bench.timing.calibration import Calibration
 from bench.trial.spec import Trial, axes_of
 from bench.trial.vocabulary import PRECISION_COLUMNS, precision_words
 
-# Two predictions on one card err alike: of the reference's configurations, four in five pairs by less.
-_TOLD_APART = 0.10
+_TOLD_APART = 0.10  # a tenth: twice the median error of a prediction on one card
 _PLAIN_WIDTH = 200  # columns, where the output is no terminal
 _INFERENCE_CATEGORIES = ("parameter", "kv_cache", "temporary")
 _TRAINING_CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "temporary")
@@ -115,7 +114,7 @@ def show_plan(
             console.print(f"  {reason}", highlight=False, markup=False)
         return
     best = answers[0]
-    for line in [_advice_text(advice)] if advice is not None else _pick_lines(answers, job):
+    for line in [_advice_text(advice, failures)] if advice is not None else _pick_lines(answers, job):
         console.print(line, highlight=False, markup=False)
     hardware = ", ".join(f"{name} {format_gib_fixed(held)}" for name, held in best.hardware.items())
     console.print(
@@ -145,7 +144,7 @@ def _table(answers: list[Answer], *, sizes: bool) -> Table:
     inference = answers[0].trial.workload.inference
     categories = _INFERENCE_CATEGORIES if inference else _TRAINING_CATEGORIES
     shown = categories if sizes else ()
-    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s"):
+    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s", "at least"):
         table.add_column(name, justify="right", no_wrap=name in (*shown, "peak", "fits"))
     measured = any(answer.measured for answer in answers)
     if measured:
@@ -155,7 +154,8 @@ def _table(answers: list[Answer], *, sizes: bool) -> Table:
         fits = "yes" if answer.fits else f"{format_gib_fixed(answer.peak - answer.room)} over"
         rate = format_rate(answer.rate) if answer.rate else ""
         peak, largest = format_gib_fixed(answer.peak), str(answer.largest or "")
-        row = [" ".join(answer.words), *held, peak, fits, largest, rate]
+        least = format_rate(answer.certain_rate) if answer.certain_rate else ""
+        row = [" ".join(answer.words), *held, peak, fits, largest, rate, least]
         if measured:
             row.append(f"{answer.measured:,.0f}" if answer.measured else "")
         table.add_row(*map(escape, row), style="green" if answer.fits else "dim")
@@ -193,14 +193,13 @@ def _pick_lines(answers: list[Answer], job: Job) -> list[str]:
     rate, time = best.measured or best.rate, best.time
     if rate is None or time is None:
         return lines
-    low, high = (
-        (rate, rate) if best.measured else (rate / (1 + time.uncertainty), rate / (1 - time.uncertainty))
-    )
+    low, high = rate, rate
+    if not best.measured:
+        low, high = rate * time.seconds / time.most_seconds, rate * time.seconds / time.least_seconds
     per = " per card" if best.trial.world_size > 1 else ""
     between = "" if best.measured else f" (between {format_rate(low)} and {format_rate(high)})"
-    lines.append(
-        f"It takes {format_gib_fixed(best.peak)} GiB and makes {format_rate(rate)} tokens/s{per}{between}."
-    )
+    takes = f"It takes {format_gib_fixed(best.fastest_peak)} GiB"
+    lines.append(f"{takes} and makes {format_rate(rate)} tokens/s{per}{between}.")
     if job.tokens:
         lines.append(_costs(job, best, low, rate, high))
     if job.longest_sequence:
@@ -208,10 +207,10 @@ def _pick_lines(answers: list[Answer], job: Job) -> list[str]:
     rivals = [
         " ".join(answer.words)
         for answer in answers[1:]
-        if answer.fits and not answer.measured and answer.rate and answer.rate > rate / (1 + _TOLD_APART)
+        if answer.fits and not answer.measured and (answer.rate or 0.0) > rate / (1 + _TOLD_APART)
     ]
     if rivals and not best.measured:
-        lines.append(f"Within {_TOLD_APART:.0%} of it, so not told apart: {'; '.join(rivals)}.")
+        lines.append(f"Predicted to be as fast or faster, but not surely: {'; '.join(rivals)}.")
     return lines
 
 
@@ -238,10 +237,15 @@ def _source(card: Gpu) -> str:
     return "a calibration" if isinstance(device, Calibration) else f"the data sheet of {card.name}"
 
 
-def _advice_text(advice: Advice) -> str:
+def _advice_text(advice: Advice, failures: list[Failure]) -> str:
     closest = advice.closest
     over = format_gib_fixed(closest.peak - closest.room)
-    parts = [f"Nothing fits. {' '.join(closest.words)} comes closest: {over} GiB too much."]
+    nothing = (
+        f"Nothing of what could be simulated fits ({len(failures)} could not)"
+        if failures
+        else "Nothing fits"
+    )
+    parts = [f"{nothing}. {' '.join(closest.words)} comes closest: {over} GiB too much."]
     if advice.micro_batch_size:
         parts.append(f"With micro_batch_size={advice.micro_batch_size} it fits.")
     if advice.ranks:

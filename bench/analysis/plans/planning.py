@@ -50,6 +50,7 @@ class Answer:
         largest: the largest micro-batch that fits, in sequences; 0 if none does.
         time: the predicted step at that micro-batch; None if nothing fits.
         fastest: the micro-batch with the highest predicted rate among those that were simulated and fit.
+        fastest_peak: bytes in tensors at the peak of one rank, at `fastest`.
         rate: the tokens per second and device predicted at `fastest`; None if nothing fits.
         measured: the tokens per second and device of measured rows, if there are any.
     """
@@ -62,6 +63,7 @@ class Answer:
     largest: int
     time: StepTime | None = None
     fastest: int = 0
+    fastest_peak: int = 0
     rate: float | None = None
     measured: float | None = None
 
@@ -77,9 +79,20 @@ class Answer:
 
     @property
     def rank(self) -> tuple[bool, float, int]:
-        """The sort key, best first: those that fit, by rate (measured, else predicted); then by peak."""
-        rate = self.measured or self.rate or 0.0
+        """The sort key, best first: those that fit, by rate; then by peak.
+
+        A measured rate, or else the low end of the predicted one: a pick must not rest on a prediction that
+        may be far too high.
+        """
+        rate = self.measured or self.certain_rate or 0.0
         return (not self.fits, -rate if self.fits else 0.0, self.peak)
+
+    @property
+    def certain_rate(self) -> float | None:
+        """The low end of the predicted rate's interval: what is certain, as far as anything is."""
+        if self.rate is None or self.time is None:
+            return None
+        return self.rate * self.time.seconds / self.time.most_seconds
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,7 @@ def _answer(words: Words, search: Search, gpu: Gpu, device: Device) -> Answer:
         largest,
         times.get(fastest),
         fastest,
+        search.simulated[fastest].peak_bytes if fastest else 0,
         rates.get(fastest),
     )
 
