@@ -42,7 +42,6 @@ from bench.workload.tensors import (
     weight_tensors,
 )
 
-_FIRST_DECODED = 2  # the number of its forward: the prompt's is the first
 _SMALLEST_PAGED = 100_000  # elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)
 
 
@@ -127,7 +126,7 @@ class Tracker:
         if not was_decomposed:
             result = func(*args, **kwargs)
         self._inside_whole -= is_whole
-        if self._is_counted() and not self._inside_whole and (is_whole or not was_decomposed):
+        if self.is_counted() and not self._inside_whole and (is_whole or not was_decomposed):
             self._on_operation(func, args, kwargs, result)
         for tensor in tensors_in((*args, *kwargs.values())):
             self._see(tensor, "argument")
@@ -154,9 +153,10 @@ class Tracker:
         self._phase = phase
         self._mark()
 
-    def _is_counted(self) -> bool:
-        """Whether work is counted: in a simulated step; in a decoding up to its first decoded token."""
-        return self.run.is_fake and (self._phase != "decode" or self._micro_step == _FIRST_DECODED)
+    def is_counted(self) -> bool:
+        """Whether work is counted: in a simulated step; in a decoding up to the second token's."""
+        later = self._phase == "passed over" or (self._phase == "decode" and self._micro_step > 2)
+        return self.run.is_fake and not later
 
     def _optimizer_tensors(self) -> Iterator[torch.Tensor]:
         return iter(()) if self.run.trial.workload.inference else optimizer_tensors(self.run.optimizer)
@@ -233,7 +233,7 @@ class Tracker:
                 storage.on_host = True
 
     def _put_on_host(self, tensor: torch.Tensor) -> None:
-        """Called by the run for a tensor that it keeps on the host: a fake tensor does not show it."""
+        """Called by the run for a tensor that it keeps on the host: a fake one does not show it."""
         storage = self._storages.get(tensor.untyped_storage()._cdata)
         if storage is not None and not self.run.platform.host_is_device:
             storage.on_host = True

@@ -87,7 +87,7 @@ def _simulate_step(
                 work[entry] += times * number
 
         def count_module(_module: Any, _args: Any) -> None:
-            if not is_steady:
+            if not is_steady or not tracker.is_counted():
                 return
             times = 1 + (run.passed_over if tracker.micro_step == REPEATED else 0)
             work[Operation("module", "", (), 0, 0, tracker.stage)] += times

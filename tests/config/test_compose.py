@@ -17,7 +17,7 @@ from bench.config.command_line import check, without_effect
 from bench.config.compose import CONF, CommandError, trial_from
 from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
-from tests.conftest import door_here, make_trial
+from tests.conftest import make_trial
 
 LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "gpu")
 
@@ -85,7 +85,7 @@ def test_composing_once_gives_what_hydra_gives_for_each_line(monkeypatch: pytest
         monkeypatch.setattr(compose, "_from_levels", lambda _overrides: None)
         for line, one, other in zip(lines, quick, answers(lines), strict=True):
             assert one == other, line
-    assert 10 < sum(answer.startswith("refused") for answer in quick) < len(WORDS)
+    assert 9 < sum(answer.startswith("refused") for answer in quick) < len(WORDS)
 
 
 def test_a_config_composed_once_is_the_trial_of_hydras() -> None:
@@ -219,12 +219,6 @@ def test_several_values_without_m_say_so() -> None:
 
 def test_combinations_of_valid_values_are_not_mistakes() -> None:
     assert checked("precision=nf4,fp32", "lora=on,off", "offload=params,off", "fsdp=off,no_shard") == 16
-
-
-def test_the_gpu_catalogue_is_not_an_axis() -> None:
-    done = door_here("gpu=t4")
-    assert done.returncode == 2
-    assert "gpu: no such axis or key" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_paged_state_is_not_in_the_cuda_allocator() -> None:
 def test_int8_on_cuda_multiplies_in_int8(lora: str) -> None:
     found = simulated("precision=int8", f"lora={lora}", platform=CUDA)
     assert found["evidence"]["int8_modules"] == 14
-    assert any(dtype == "int8" and flops for dtype, flops, _ in found["work"])
+    assert any(operation.dtype == "int8" and operation.flops for operation in found["work"])
 
 
 def test_other_devices_are_skipped_with_the_reason() -> None:

@@ -12,12 +12,13 @@ import pytest
 from bench.machine import provenance
 from bench.processes import simulation_cache, simulation_pool
 from bench.processes.simulation_pool import Simulator
-from bench.trial.columns import NotSimulated, Simulation
+from bench.trial.columns import NotSimulated, Operation, Simulation
 from bench.trial.platform import CPU, CUDA
 from tests.conftest import make_trial
 
 KNOWN = Simulation(
-    {"peak_allocated_bytes": 123, "evidence": {"blocks": 2}}, Counter({("bfloat16", 4, 8): 3})
+    {"peak_allocated_bytes": 123, "evidence": {"blocks": 2}},
+    Counter({Operation("aten::mm", "bfloat16", (1, 2, 3, 4), 48, 52, "forward"): 3}),
 )
 
 
