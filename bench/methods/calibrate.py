@@ -36,7 +36,7 @@ from bench.workload.state import CannotExistError, Run
 from bench.workload.train_step import run_one_step
 
 _STEPS, _WARM_UP_STEPS = 15, 3
-_CPU_GRID = ((1, 8, 64, 512), (16, 64, 256, 1024), (16, 64, 256, 1024))
+_CPU_GRID = ((1, 16, 128, 1024), (16, 128, 1024), (16, 128, 1024))
 _ACCELERATOR_GRID = ((1, 16, 128, 1024, 8192), (16, 256, 1024, 4096, 16384), (16, 256, 1024, 4096, 16384))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Report = Callable[[str], object]
@@ -115,8 +115,8 @@ def calibrate(
 def _reference_seconds(device: torch.device) -> float:
     """Seconds of a fixed product: a device that is shared, or grows hot, changes it."""
     size = 512 if device.type == "cpu" else 4096
-    (sample,) = product_samples(device, ((size,), (size,), (size,)), (torch.float32,))
-    return sample.seconds
+    samples_by_layout = product_samples(device, ((size,), (size,), (size,)), (torch.float32,))
+    return next(samples_by_layout).seconds
 
 
 def _host_samples(trial: Trial, device: torch.device) -> Iterator[HostSample]:

@@ -82,9 +82,9 @@ def opened() -> SimulationCache:
 
 
 def _operation(
-    name: str, dtype: str, shape: list[int], flops: int, moved_bytes: int, phase: str
+    name: str, dtype: str, shape: list[int], flops: int, moved_bytes: int, phase: str, layout: str
 ) -> Operation:
-    return Operation(name, dtype, tuple(shape), flops, moved_bytes, phase)
+    return Operation(name, dtype, tuple(shape), flops, moved_bytes, phase, layout)
 
 
 def _name(trial: Trial, platform: Platform) -> str | None:

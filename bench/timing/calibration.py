@@ -118,14 +118,15 @@ class Calibration:
         return {dtype: Curve.through(points) for dtype, points in grouped.items()}
 
     @cached_property
-    def _grids(self) -> dict[str, Grid]:
-        grouped: dict[str, list[ProductSample]] = defaultdict(list)
+    def _grids(self) -> dict[tuple[str, str], Grid]:
+        grouped: dict[tuple[str, str], list[ProductSample]] = defaultdict(list)
         for one in self.products:
-            grouped[one.dtype].append(one)
-        return {dtype: Grid.of(samples) for dtype, samples in grouped.items()}
+            grouped[one.dtype, one.layout].append(one)
+        return {kind: Grid.of(samples) for kind, samples in grouped.items()}
 
     def _product_seconds(self, operation: Operation) -> float | None:
-        grid = self._grids.get(operation.dtype)
+        layout = "nn" if operation.layout == "tt" else operation.layout
+        grid = self._grids.get((operation.dtype, layout))
         if grid is None:
             return None
         batches, *sizes = operation.shape

@@ -31,7 +31,7 @@ def measured(device_type: str, ranks: int, threads: int) -> list[Sample]:
         return []
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", __name__, device_type, str(ranks), str(threads), f"{folder}/store"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
         started = [
             subprocess.Popen([*words, str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
             for rank in range(ranks)

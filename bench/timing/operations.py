@@ -47,7 +47,8 @@ def work_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any, phase: st
     def entry(
         tensors: list[torch.Tensor], moved: int, flops: int = 0, shape: tuple[int, ...] = ()
     ) -> Operation:
-        return Operation(name, _dtype(tensors), shape, flops, moved, phase)
+        layout = _layout(packet, args) if shape else ""
+        return Operation(name, _dtype(tensors), shape, flops, moved, phase, layout)
 
     inputs = list(tensors_in((*args, *kwargs.values())))
     outputs = list(tensors_in((result,)))
@@ -91,6 +92,14 @@ def _changed(func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Any]) -
         if argument.name != "grads"  # a fused optimizer writes them where it unscales them, too
     )
     return list(tensors_in(tuple(written)))
+
+
+def _layout(packet: Any, args: Any) -> str:
+    """How the two matrices of a product lie in memory: `nt` in a linear layer's forward."""
+    if packet not in _PRODUCTS:
+        return ""
+    matrices = args[_PRODUCTS[packet] : _PRODUCTS[packet] + 2]
+    return "".join("t" if m.stride(-2) == 1 and m.stride(-1) != 1 else "n" for m in matrices)
 
 
 def _product(packet: Any, args: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bench.machine import accelerator
 from bench.timing.operations import work_of
 from bench.timing.samples import ProductSample, Sample
 
+LAYOUTS = ("nt", "nn", "tn")  # of a linear layer's forward, and of the gradients of its input and weight
 _TARGET_SECONDS, _ROUNDS = 0.004, 3
 _LIMIT_SECONDS = 0.5  # of one execution; what takes longer is timed once
 
@@ -108,16 +110,21 @@ def product_samples(
         sizes: the rows, the columns and the inner lengths of the grid.
         dtypes: of both matrices.
     """
-    for dtype in dtypes:
-        for rows in sizes[0]:
-            for columns in sizes[1]:
-                for inner in sizes[2]:
-                    left = torch.empty(rows, inner, dtype=dtype, device=device).normal_(0, 0.02)
-                    right = torch.empty(columns, inner, dtype=dtype, device=device).normal_(0, 0.02)
-                    with torch.no_grad():
-                        seconds = _seconds(lambda a=left, b=right: torch.mm(a, b.t()), device)  # type: ignore[misc]
-                    name = str(dtype).removeprefix("torch.")
-                    yield ProductSample(name, rows, columns, inner, seconds)
+    for dtype, layout in product(dtypes, LAYOUTS):
+        for rows, columns, inner in product(*sizes):
+            left = _matrix(rows, inner, layout[0], dtype, device)
+            right = _matrix(inner, columns, layout[1], dtype, device)
+            with torch.no_grad():
+                seconds = _seconds(lambda a=left, b=right: torch.mm(a, b), device)  # type: ignore[misc]
+            name = str(dtype).removeprefix("torch.")
+            yield ProductSample(name, rows, columns, inner, layout, seconds)
+
+
+def _matrix(rows: int, columns: int, lies: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A random matrix [rows, columns] that lies by rows (`n`) or by columns (`t`)."""
+    size = (rows, columns) if lies == "n" else (columns, rows)
+    made = torch.empty(size, dtype=dtype, device=device).normal_(0, 0.02)
+    return made if lies == "n" else made.t()
 
 
 def copy_samples(device: torch.device) -> Iterator[Sample]:

@@ -16,12 +16,13 @@ class Sample(NamedTuple):
 
 
 class ProductSample(NamedTuple):
-    """One product's seconds: rows x inner by inner x columns."""
+    """One product's seconds: rows x inner by inner x columns, in the layout of an `Operation`."""
 
     dtype: str
     rows: int
     columns: int
     inner: int
+    layout: str
     seconds: float
 
 

@@ -114,6 +114,7 @@ class Operation(NamedTuple):
         flops: what it computes.
         moved_bytes: what it reads and writes; 0 of a view.
         phase: `forward`, `recomputation`, `backward`, `optimizer`, `prefill` or `decode`.
+        layout: of a product: for each matrix `n`, or `t` where its columns lie one after the other.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Operation(NamedTuple):
     flops: int
     moved_bytes: int
     phase: str
+    layout: str = ""
 
 
 # How often each operation occurs in a step.

@@ -18,7 +18,7 @@ from tests.conftest import make_trial
 
 KNOWN = Simulation(
     {"peak_allocated_bytes": 123, "evidence": {"blocks": 2}},
-    Counter({Operation("aten::mm", "bfloat16", (1, 2, 3, 4), 48, 52, "forward"): 3}),
+    Counter({Operation("aten::mm", "bfloat16", (1, 2, 3, 4), 48, 52, "forward", "nt"): 3}),
 )
 
 

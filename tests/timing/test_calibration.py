@@ -37,7 +37,9 @@ def by_hand() -> Calibration:
             Sample("aten::add", "float32", 0, 100, 1e-6),
             Sample("aten::add", "float32", 0, 10_000, 11e-6),
         ],
-        products=[ProductSample("float32", *size, 2e-9 * size[0] * size[1] * size[2]) for size in SIZES],
+        products=[
+            ProductSample("float32", *size, "nt", 2e-9 * size[0] * size[1] * size[2]) for size in SIZES
+        ],
         host=[
             HostSample(style, "forward", 10, 50e-6),
             HostSample(style | {"lora": "on"}, "forward", 10, 90e-6),

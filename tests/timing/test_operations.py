@@ -18,19 +18,23 @@ def work(func: object, *arguments: object) -> Work:
     return operations.work_of(func, arguments, {}, func(*arguments), "forward")  # type: ignore[operator]
 
 
-def entry(name: str, moved: int, flops: int = 0, shape: tuple[int, ...] = ()) -> Operation:
-    return Operation(f"aten::{name}", "float32", shape, flops, moved, "forward")
+def entry(
+    name: str, moved: int, flops: int = 0, shape: tuple[int, ...] = (), layout: str = ""
+) -> Operation:
+    return Operation(f"aten::{name}", "float32", shape, flops, moved, "forward", layout)
 
 
 def test_a_matmul_by_hand() -> None:
     left, right = torch.ones(4, 8), torch.ones(8, 16)
     moved = 4 * (4 * 8 + 8 * 16 + 4 * 16)
-    expected = entry("mm", moved, 2 * 4 * 8 * 16, (1, 4, 16, 8))
+    expected = entry("mm", moved, 2 * 4 * 8 * 16, (1, 4, 16, 8), "nn")
     assert work(torch.ops.aten.mm.default, left, right) == Counter([expected])
     bias = torch.ones(16)
     (added,) = work(torch.ops.aten.addmm.default, bias, left, right)
     assert added.shape == expected.shape
     assert added.flops == expected.flops
+    (transposed,) = work(torch.ops.aten.mm.default, torch.ones(8, 4).t(), torch.ones(16, 8).t())
+    assert (transposed.shape, transposed.layout) == (expected.shape, "tt")
 
 
 def test_a_view_moves_nothing_but_is_issued() -> None:
