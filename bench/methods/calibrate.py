@@ -27,7 +27,13 @@ from bench.methods.simulate import observe_operations
 from bench.timing import collectives
 from bench.timing.calibration import Calibration, style_of
 from bench.timing.operations import work_of
-from bench.timing.replay import Seen, copy_samples, product_samples, samples
+from bench.timing.replay import (
+    Seen,
+    copy_samples,
+    fresh_memory_seconds_per_byte,
+    product_samples,
+    samples,
+)
 from bench.timing.samples import HostSample
 from bench.trial.platform import platform_of
 from bench.trial.spec import Trial
@@ -109,6 +115,7 @@ def calibrate(
         host=host,
         copies=copies,
         failed=failed,
+        fresh_memory_seconds_per_byte=fresh_memory_seconds_per_byte(device),
     )
 
 

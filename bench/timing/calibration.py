@@ -58,6 +58,7 @@ class Calibration:
         device_name: as in the rows measured on it.
         host_is_device: whether it is a CPU.
         threads: of a CPU, that the samples were measured with.
+        fresh_memory_seconds_per_byte: of memory that the system has to give first.
         made_with: versions of torch and the driver, date, drift of a reference product.
     """
 
@@ -71,6 +72,7 @@ class Calibration:
     host: list[HostSample]
     copies: list[Sample] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    fresh_memory_seconds_per_byte: float = 0.0
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
@@ -164,6 +166,10 @@ class Calibration:
     def bounds(self, trial: Trial) -> tuple[float, float]:
         """What graded trials of a calibrated CPU took, but one in twenty."""
         return LEAST, MOST
+
+    def fresh_memory_seconds(self, size: float) -> float:
+        """What the system needs to give a CPU so much new memory."""
+        return size * self.fresh_memory_seconds_per_byte
 
     def waits(self, operation: Operation) -> bool:
         """Whether the host reads a result of the operation: LLM.int8() asks for outliers."""

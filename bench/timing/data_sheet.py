@@ -133,6 +133,10 @@ class DataSheet:
         """What the reference's configurations took; LLM.int8() is not among them."""
         return LEAST, (_INT8_MOST if trial.precision.quantization == "int8" else MOST)
 
+    def fresh_memory_seconds(self, size: float) -> float:
+        """Nothing: torch's caching allocator keeps what was freed."""
+        return 0.0
+
     def waits(self, operation: Operation) -> bool:
         """Whether the host reads a result of the operation."""
         return operation.name in _WAITING

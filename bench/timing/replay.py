@@ -140,6 +140,22 @@ def copy_samples(device: torch.device) -> Iterator[Sample]:
         yield Sample("to_host", "uint8", 0, size, seconds)
 
 
+def fresh_memory_seconds_per_byte(device: torch.device) -> float:
+    """What it costs to write memory that the system has just given, beyond writing it again; 0 where an
+    allocator of its own keeps what was freed. A tensor beyond 32 MiB is always new to glibc's malloc."""
+    if device.type != "cpu":
+        return 0.0
+    size = 2**26
+    extra = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        made = torch.empty(size, dtype=torch.uint8).fill_(1)
+        first = time.perf_counter()
+        made.fill_(2)
+        extra.append((first - began) - (time.perf_counter() - first))
+    return max(0.0, min(extra)) / size
+
+
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call: the fastest of some rounds, each with one synchronisation at its end."""
     once = _round(call, 1, device)  # it warms up, too

@@ -57,6 +57,10 @@ class Device(Protocol):
         """What the host needs to issue it, Python included."""
         ...
 
+    def fresh_memory_seconds(self, size: float) -> float:
+        """What it takes to get so many bytes that a step frees at its end."""
+        ...
+
     def waits(self, operation: Operation) -> bool:
         """Whether the host reads a result of the operation, and so waits for the device."""
         ...
@@ -169,6 +173,9 @@ def _of(work: Work, trial: Trial, columns: Columns, device: Device) -> StepTime:
         by_kind["collective"] += device.cost(_reduced_gradients(columns)).seconds
     if not device.host_is_device:
         by_kind["transfer"] += device.transfer_seconds(_transferred_bytes(trial, columns))
+    fresh = device.fresh_memory_seconds(_fresh_bytes(columns))
+    by_kind["elementwise"] += fresh  # whoever writes it first waits for it
+    busy_by_phase["forward"] += fresh
     on_host = device.host_optimizer_seconds(host_optimizer_bytes)
     by_kind["optimizer"] += on_host
     waiting = (
@@ -212,6 +219,13 @@ def _reduced_gradients(columns: Columns) -> Operation:
     """DDP's reduction of all gradients: its reducer is C++, which simulation replaces."""
     size = columns.get("gradient_max_bytes") or 0
     return Operation("c10d::allreduce_", "float32", (), 0, 2 * size, "backward")
+
+
+def _fresh_bytes(columns: Columns) -> int:
+    """Bytes that a step allocates and frees: on a CPU malloc returns what is free at the end to the system,
+    and the next step gets it page by page again."""
+    kept = (columns.get("parameter_bytes") or 0) + (columns.get("optimizer_bytes") or 0)
+    return max(0, (columns.get("peak_allocated_bytes") or 0) - kept)
 
 
 def _transferred_bytes(trial: Trial, columns: Columns) -> float:

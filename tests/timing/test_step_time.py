@@ -36,6 +36,9 @@ class ByHand:
     def bounds(self, trial: Trial) -> tuple[float, float]:
         return 0.75, 1.25
 
+    def fresh_memory_seconds(self, size: float) -> float:
+        return size if self.host_is_device else 0.0
+
     def waits(self, operation: Operation) -> bool:
         return operation.name in self.waiting
 
@@ -79,6 +82,9 @@ def test_a_host_that_is_slower_sets_the_time_and_on_a_cpu_both_add_up() -> None:
     assert slow.host_bound_share == pytest.approx(1 - 12 / 21)
     both = step_time(WORK, make_trial(), {}, ByHand(SECONDS, issue=3.0, host_is_device=True))
     assert both.seconds == 21 + 12 + 4
+    held: Columns = {"peak_allocated_bytes": 10, "parameter_bytes": 3, "optimizer_bytes": 2}
+    fresh = step_time(WORK, make_trial(), held, ByHand(SECONDS, issue=3.0, host_is_device=True))
+    assert fresh.seconds == both.seconds + 5
 
 
 def test_a_phase_in_which_the_host_waits_takes_the_sum() -> None:
