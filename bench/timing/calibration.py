@@ -44,7 +44,7 @@ def style_of(trial: Trial) -> dict[str, str]:
         "fsdp": trial.fsdp.name,
         "quantization": trial.precision.quantization,
         "lora": "on" if trial.lora.enabled else "off",
-        "autocast": "on" if trial.precision.autocast else "off",
+        "autocast": "on" if trial.precision.runs_autocast else "off",
         "mode": "on" if trial.checkpointing.name == "selective" else "off",
         "optimizer": trial.optimizer.name,
         "family": trial.model.family or "",

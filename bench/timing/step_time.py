@@ -15,7 +15,7 @@ wait in the queue of the operations.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bench.trial.columns import Columns, Operation, Work
@@ -146,7 +146,7 @@ def step_time(work: Work, trial: Trial, columns: Columns, device: Device) -> Ste
 
 
 def _with_first(step: StepTime, seconds: float) -> StepTime:
-    return StepTime(**{**vars(step), "first_token_seconds": seconds})
+    return replace(step, first_token_seconds=seconds)
 
 
 def _of(work: Work, trial: Trial, columns: Columns, device: Device) -> StepTime:

@@ -82,6 +82,11 @@ def test_the_host_is_that_of_the_step_most_alike(by_hand: Calibration) -> None:
     assert by_hand.issue_seconds(backward, make_trial("lora=on")) == pytest.approx(3e-6)
 
 
+def test_autocast_is_part_of_what_makes_steps_alike() -> None:
+    assert style_of(make_trial("precision=bf16"))["autocast"] == "on"
+    assert style_of(make_trial("precision=bf16_pure"))["autocast"] == "off"
+
+
 def test_a_curve_goes_through_the_median_of_equal_sizes() -> None:
     curve = Curve.through([(10, 1.0), (10, 9.0), (10, 2.0)])
     assert curve.seconds(10, floor=True) == pytest.approx(2.0)
