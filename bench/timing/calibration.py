@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.timing.interpolation import Curve, Grid
 from bench.timing.samples import HostSample, ProductSample, Sample
-from bench.timing.step_time import Cost
+from bench.timing.step_time import WAITING, Cost
 from bench.trial.columns import Operation
 from bench.trial.spec import Trial
 
@@ -175,7 +175,7 @@ class Calibration:
 
     def waits(self, operation: Operation) -> bool:
         """Whether the host reads a result of the operation: LLM.int8() asks for outliers."""
-        return operation.name == "bitsandbytes::int8_vectorwise_quant"
+        return operation.name in WAITING
 
     def transfer_seconds(self, size: float) -> float:
         """At the rate of the largest copy that was sampled, in both directions on average."""

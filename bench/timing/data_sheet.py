@@ -31,7 +31,7 @@ import math
 from dataclasses import dataclass
 
 from bench.machine.gpu_catalogue import Gpu
-from bench.timing.step_time import Cost
+from bench.timing.step_time import WAITING, Cost
 from bench.trial.columns import Operation
 from bench.trial.spec import Trial
 
@@ -65,7 +65,6 @@ _HIDDEN_OPERATIONS = {_QUANTISE: 9, _OUTPUT: 5}  # operations that the host issu
 # Users saw LoRA over int8 two to three times slower than over 16 bits (bitsandbytes issue 465, RTX A5000),
 # where a data sheet says that int8 is the faster: as long as no card is calibrated, it may be that slow.
 _INT8_MOST = 4.0
-_WAITING = frozenset({_QUANTISE})  # the host reads whether there are outliers, and waits for the device
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class DataSheet:
 
     def waits(self, operation: Operation) -> bool:
         """Whether the host reads a result of the operation."""
-        return operation.name in _WAITING
+        return operation.name in WAITING
 
     def transfer_seconds(self, size: float) -> float:
         """Over PCIe, from and to pinned memory."""

@@ -52,7 +52,7 @@ class Seen:
         if first is None or not moved or first.shape or first.name.startswith("c10d::"):
             return
         flops = sum(entry.flops * times for entry, times in entries.items())
-        forms, options = _forms(args), {name: _forms(value) for name, value in kwargs.items()}
+        forms, options = _forms(args), _forms(kwargs)
         key = f"{func.name()} {forms} {options}"
         self.calls.setdefault(key, (func, forms, options, first.dtype, flops, moved))
 
@@ -65,6 +65,8 @@ def _forms(value: Any) -> Any:
         return _Like(tuple(value.shape), value.stride(), value.dtype)
     if isinstance(value, list | tuple):
         return type(value)(_forms(one) for one in value)
+    if isinstance(value, dict):
+        return {name: _forms(one) for name, one in value.items()}
     return value
 
 
@@ -73,6 +75,8 @@ def _made(value: Any, device: torch.device) -> Any:
         return value.make(device)
     if isinstance(value, list | tuple):
         return type(value)(_made(one, device) for one in value)
+    if isinstance(value, dict):
+        return {name: _made(one, device) for name, one in value.items()}
     return device if isinstance(value, torch.device) else value
 
 
@@ -87,17 +91,13 @@ def samples(seen: Seen, device: torch.device, failed: dict[str, str]) -> Iterato
     for func, forms, options, dtype, flops, moved in seen.calls.values():
         name = func.name().partition(".")[0]
         try:
-            args, kwargs = _made(forms, device), _made_options(options, device)
+            args, kwargs = _made(forms, device), _made(options, device)
             with torch.no_grad():
                 seconds = _seconds(lambda func=func, a=args, k=kwargs: func(*a, **k), device)  # type: ignore[misc]
         except Exception as error:  # whatever a kernel says about arguments that nobody computed
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
         yield Sample(name, dtype, flops, moved, seconds)
-
-
-def _made_options(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: _made(value, device) for name, value in options.items()}
 
 
 def product_samples(

@@ -21,6 +21,8 @@ from typing import Protocol
 from bench.trial.columns import Columns, Operation, Work
 from bench.trial.spec import Trial
 
+# LLM.int8() reads whether there are outliers before each product, and waits for the device.
+WAITING = frozenset({"bitsandbytes::int8_vectorwise_quant"})
 KINDS = ("products", "attention", "elementwise", "optimizer", "transfer", "collective")
 
 
