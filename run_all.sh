@@ -121,7 +121,8 @@ case "${1:-all}" in
         status=0 types_log=$(mktemp)
         "$venv/bin/python" -m mypy > "$types_log" 2>&1 &
         types=$!
-        trap 'kill $types 2>/dev/null; rm -f "$types_log"' EXIT
+        # What fails in a trap becomes the exit status: after `wait` there is nothing to kill.
+        trap 'kill $types 2>/dev/null || true; rm -f "$types_log"' EXIT
         # Side by side, a core each; tests/conftest.py says which stay together. `-n 0`: one after the other.
         "$venv/bin/python" -m pytest -n logical --maxprocesses=4 --dist loadscope --no-loadscope-reorder \
             --durations=10 "${@:2}" || status=$?
