@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -111,6 +112,17 @@ def test_a_store_that_is_not_there_is_found_at_once(object_store: str) -> None:
     done = door_here("method=estimate", "results_dir=s3://nowhere/results")
     assert done.returncode == 2
     assert done.stderr.startswith("bench/run.py: results_dir=s3://nowhere/results: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_says_which_package_a_store_needs() -> None:
+    if importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    done = door_here("method=estimate", "dry_run=true", "results_dir=gs://rows/results")
+    assert done.returncode == 2
+    assert (
+        done.stderr.startswith("bench/run.py: results_dir=gs://rows/results: ") and "gcsfs" in done.stderr
+    )
     assert done.stderr.count("\n") == 1
 
 

@@ -277,10 +277,14 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def without_effect(arguments: list[str], trials: Sequence[Trial]) -> list[str]:
-    """The words that change no trial: keys of LoRA, where no trial has it."""
-    if any(trial.lora.name != "off" for trial in trials):
-        return []
-    return [word for word in arguments if word.startswith("lora.")]
+    """A sentence for each word that changes no trial."""
+    idle = {}
+    if all(trial.lora.name == "off" for trial in trials):
+        idle["lora"] = "without lora=on"
+    if all(trial.method == "measure" for trial in trials):
+        idle["gpu"] = "when a trial is measured: device= names what it runs on"
+    starts = {word: re.split("[.=]", word)[0] for word in arguments if not word.startswith("lora=")}
+    return [f"{word} changes nothing {idle[start]}" for word, start in starts.items() if start in idle]
 
 
 def reproducing_words(overrides: list[str]) -> list[str]:

@@ -65,13 +65,12 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
         if command.launcher in _LOCAL_LAUNCHERS:
             for trial in command.trials:
                 _require_machine(trial)
-        if not command.dry_run:
-            _require_writable(command)
+        _require_results_dir(command)
     except CommandError as error:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
-    for word in without_effect(arguments.overrides, command.trials):
-        print(f"bench/run.py: {word} changes nothing without lora=on", file=sys.stderr)
+    for sentence in without_effect(arguments.overrides, command.trials):
+        print(f"bench/run.py: {sentence}", file=sys.stderr)
     sys.argv = [argv[0], *registry.arguments(command)]
     from bench.sweep.context import SweepContext, entered
 
@@ -133,14 +132,19 @@ def _require_machine(trial: Trial) -> None:
         )
 
 
-def _require_writable(command: Command) -> None:
+def _require_results_dir(command: Command) -> None:
     """Makes the folder of results if it is not there, and deletes what killed sweeps left in it.
 
+    A dry run only reads it.
+
     Raises:
-        CommandError: the folder cannot be written to.
+        CommandError: the folder cannot be written to, or, in a dry run, not be read.
     """
     folder = command.results_dir
     try:
+        if command.dry_run:
+            paths.names_in(folder / "trials")
+            return
         if paths.is_remote(folder):
             probe = folder / "trials" / f".{command.sweep_id}"
             probe.write_bytes(b"")

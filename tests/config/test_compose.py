@@ -123,12 +123,17 @@ def test_size_of_a_sweep(arguments: tuple[str, ...], size: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "idle"),
     [
-        (("lora.rank=8", "seed=1"), ["lora.rank=8"]),
-        (("lora=off", "lora.rank=4,8"), ["lora.rank=4,8"]),
+        (("lora.rank=8", "seed=1"), ["lora.rank=8 changes nothing without lora=on"]),
+        (("lora=off", "lora.rank=4,8"), ["lora.rank=4,8 changes nothing without lora=on"]),
         (("lora=off,on", "lora.rank=8"), []),
+        (
+            ("gpu=rtx-4090",),
+            ["gpu=rtx-4090 changes nothing when a trial is measured: device= names what it runs on"],
+        ),
+        (("gpu=rtx-4090", "method=measure,simulate"), []),
     ],
 )
-def test_keys_of_lora_without_lora_change_nothing(arguments: tuple[str, ...], idle: list[str]) -> None:
+def test_words_that_change_no_trial_are_named(arguments: tuple[str, ...], idle: list[str]) -> None:
     command = check(list(arguments), multirun=True, sweep_id="s")
     assert without_effect(list(arguments), command.trials) == idle
 
