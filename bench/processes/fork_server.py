@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -72,7 +73,10 @@ def default_start_method(method: str) -> Iterator[None]:
 
 @contextmanager
 def _server_environment(log: Path) -> Iterator[None]:
-    """While entered: PYTHONPATH and stderr as the fork server is to inherit them; stderr is the log."""
+    """While entered: PYTHONPATH, stderr and SIGINT as the fork server is to inherit them.
+
+    stderr is the log. Ctrl-C reaches all processes of a terminal, and would end a server that still imports.
+    """
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # see preload.py
@@ -82,9 +86,13 @@ def _server_environment(log: Path) -> Iterator[None]:
     screen = os.dup(2)
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 2)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only it may set handlers
+    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
         yield
     finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, heeded)
         os.dup2(screen, 2)
         os.close(screen)
         os.close(target)

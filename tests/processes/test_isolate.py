@@ -203,6 +203,15 @@ def test_the_fork_server_has_the_stack_and_no_device(log: Path, monkeypatch: pyt
     )
 
 
+def test_ctrl_c_does_not_reach_a_fork_server_that_still_imports(tmp_path: Path) -> None:
+    asks = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    before = signal.getsignal(signal.SIGINT)
+    with fork_server._server_environment(tmp_path / "log"):
+        inherited = subprocess.run([sys.executable, "-S", "-c", asks], capture_output=True, text=True)
+    assert inherited.stdout.strip() == "True"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 TWO = ("fsdp=full_shard", "fsdp.world_size=2")
 
 
