@@ -12,16 +12,18 @@ and `bench/plan.py gpu=NAME` then predict with it.
 Exit codes: 0; 1 if the device was not steady; 2 if the command line is wrong.
 """
 
-import logging
-import re
 import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
+
+import logging
+import re
 import warnings
 from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 _SHAPES = (
     "model.layers=1 model.hidden_size=64 model.heads=2 model.head_dim=32 model.kv_heads=2 "

@@ -19,12 +19,14 @@ was compared.
 
 import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
+
 from pathlib import Path
 from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 _NOTHING_MATCHED = 3
 _PLAIN_WIDTH = 180  # columns, where the output is no terminal

@@ -10,11 +10,13 @@ Exit codes: 0 if all is well; 1 if something has to be mended; 2 if the command 
 
 import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
+
 from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 
 def main(arguments: list[str]) -> int:

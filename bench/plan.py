@@ -13,16 +13,18 @@ What was simulated before is kept in a cache ($BENCH_CACHE) and not simulated ag
 something fits, 1 if nothing does, 2 if the command line is wrong or a model cannot be simulated.
 """
 
-import itertools
-import math
 import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
+
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 _DEFAULTS = ("seq_len=1024", "micro_batch_size=1")
 

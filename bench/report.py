@@ -10,15 +10,17 @@ Exit codes: 0; 1 if there is no row, a notebook fails or the report cannot be wr
 is wrong.
 """
 
-import shutil
 import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
+
+import shutil
 import textwrap
 from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 _PLAIN_WIDTH = 160  # columns, where the output is no terminal
 

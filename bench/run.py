@@ -7,13 +7,15 @@ It starts light, checks the whole command line, hands it to Hydra, and shows wha
 
 import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
+
 from pathlib import Path
 from typing import Any
 
 # Running a script puts its own folder first on sys.path, where our modules would shadow others'.
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported before `door.enter`
 
 
 def job(config: Any) -> dict[str, Any] | None:

@@ -75,7 +75,7 @@ def default_start_method(method: str) -> Iterator[None]:
 def _server_environment(log: Path) -> Iterator[None]:
     """While entered: PYTHONPATH, stderr and SIGINT as the fork server is to inherit them.
 
-    stderr is the log. Ctrl-C reaches all processes of a terminal, and would end a server that still imports.
+    stderr is the log. Ctrl-C reaches all processes of a terminal, and would end a server that imports.
     """
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])

@@ -6,6 +6,7 @@ line was checked, so that a mistake in it is reported at once.
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import signal
@@ -173,6 +174,8 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
     """
     from bench.sweep import progress
 
+    # Now, while Ctrl-C is the door's: a library may turn it into an error of its own, which Hydra shows.
+    importlib.import_module("bench.sweep.job")
     sweep.stop.install(door=True, patient=command.launcher in _LOCAL_LAUNCHERS)
     # Hydra would compose every combination before the first may start; `check` has just passed them all.
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
