@@ -6,6 +6,7 @@ It takes the key=value arguments of bench/run.py, lists included (model=llama-7b
   margin=0.05    the share of the card's memory to leave free
   tokens=1e9     how much to train: the plan says how many hours that takes
   price_per_hour=0.4  of one card: the plan says what it costs
+  format=text    or json, for programs, or markdown, for issues
   results_dir=DIR  combinations measured on that card rank by their measured speed
 workload=decode and workload=prefill plan inference: how many sequences fit at once, by precision and
 cache. model= also takes a path to a config.json, or a hub id. Nothing is run on a GPU: peaks are simulated.
@@ -26,6 +27,7 @@ from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
+_FORMATS = ("text", "json", "markdown")
 _DEFAULTS = ("seq_len=1024", "micro_batch_size=1")
 
 
@@ -44,6 +46,7 @@ def main(arguments: list[str]) -> int:
         "margin": 0.05,
         "tokens": 0.0,
         "price_per_hour": 0.0,
+        "format": "text",
     }
     defaults |= {"results_dir": ROOT / "results"}
     options = [word for word in arguments if word.partition("=")[0] in defaults]
@@ -58,6 +61,8 @@ def main(arguments: list[str]) -> int:
         for key in ("tokens", "price_per_hour"):
             if not 0 <= words[key] < math.inf:
                 raise KeyValueError(f"{key}={words[key]:g}: must be a number and not negative")
+        if words["format"] not in _FORMATS:
+            raise KeyValueError(f"format={words['format']}: must be one of {', '.join(_FORMATS)}")
         choices = command_line.choices([*_default_shape(trial_words), *trial_words])
         plans: list[tuple[gpu_catalogue.Gpu, tuple[str, ...], dict[combinations.Words, Trial]]] = []
         axes, tables = _techniques_and_rest(choices)
@@ -67,11 +72,11 @@ def main(arguments: list[str]) -> int:
     except (KeyValueError, compose.CommandError) as error:
         print(f"bench/plan.py: {error}", file=sys.stderr)
         return 2
-    from bench.analysis.plans import plan_table
+    from bench.analysis.plans import plan_export, plan_table
     from bench.processes.simulation_pool import Simulator
     from bench.timing import devices
 
-    any_fits, all_simulated = False, True
+    any_fits, all_simulated, made = False, True, []
     with Simulator() as predict:
         for card, fixed, trials in plans:
             device = devices.named(card.name)
@@ -92,7 +97,14 @@ def main(arguments: list[str]) -> int:
             job = plan_table.Job(words["tokens"], words["price_per_hour"], longest)
             predict.pause()
             reasons = planning.reasons(trials)
-            plan_table.show_plan(answers, failures, card, fixed, words["margin"], advice, reasons, job)
+            plan = plan_table.Plan(answers, failures, card, fixed, words["margin"], advice, reasons, job)
+            made.append(plan)
+            if words["format"] == "text":
+                plan_table.show_plan(plan)
+            elif words["format"] == "markdown":
+                print(plan_export.as_markdown(plan), flush=True)
+    if words["format"] == "json":
+        print(plan_export.as_json(made))
     return 0 if any_fits else 1 if all_simulated else 2
 
 

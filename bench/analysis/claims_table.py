@@ -68,9 +68,12 @@ def _format_value(value: float, claim: Claim) -> str:
 
 def summary(findings: Iterable[Finding]) -> str:
     """A sentence with the number of claims of each verdict."""
+    findings = list(findings)
     verdicts = Counter(finding.verdict for finding in findings)
     counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    return f"{sum(verdicts.values())} claims: {counted}. Simulated for CUDA."
+    simulated = sum(finding.simulated is not None for finding in findings)
+    by = f" {simulated} simulated for CUDA." if simulated else ""
+    return f"{len(findings)} claims: {counted}.{by}"
 
 
 def tested(findings: Iterable[Finding]) -> list[Finding]:

@@ -30,11 +30,11 @@ from bench.config.compose import (
     Job,
     composed,
     level_of,
-    nearest,
     parse,
     register_resolvers,
 )
 from bench.config.key_values import quoted
+from bench.config.names import nearest
 from bench.trial.spec import Trial
 
 _LAUNCHER = "hydra/launcher"
@@ -238,7 +238,7 @@ def _check_names(overrides: list[Override], choices: list[list[str]]) -> None:
                 level = level_of(value)
                 if level not in _levels(key) and not _is_given(key, level):
                     raise CommandError(
-                        f"{key}={level}: no such level{nearest(level, _levels(key))}; "
+                        f"{key}={level}: no such level{nearest(level, _levels(key), key)}; "
                         f"the levels are {', '.join(_levels(key))}"
                     )
         elif key not in known and not key.startswith("model.config."):

@@ -7,7 +7,6 @@ to change. Outside of this room only `sweep/` and the door `run.py` know Hydra.
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import re
 from dataclasses import dataclass, field, fields
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench import paths
 from bench.config import given_devices, given_models
+from bench.config.names import nearest
 from bench.formatting import parse_bytes
 from bench.paths import ROOT
 from bench.trial.adaptable import MATRICES, unknown_targets
@@ -124,6 +124,8 @@ def trial_of(config: DictConfig) -> Trial:
         except ValueError as error:
             raise CommandError(f"memory_limit_bytes={error}") from None
     try:
+        if OmegaConf.is_list(chosen["lora"].targets):  # [q_proj,v_proj], as peft takes them
+            chosen["lora"] = OmegaConf.merge(chosen["lora"], {"targets": "+".join(chosen["lora"].targets)})
         chosen["gpu"] = given_devices.name_of(chosen.get("gpu"))
         model: Any = OmegaConf.to_container(chosen["model"], resolve=True)
         trial = _as_dataclass(Trial, chosen | {"model": given_models.completed(model)})
@@ -214,11 +216,6 @@ def _type_message(error: OmegaConfBaseException) -> str:
     key = error.full_key or error.key
     text = str(error).splitlines()[0]
     return f"{key}: {text[:1].lower()}{text[1:]}"
-
-
-def nearest(word: str, words: list[str]) -> str:
-    """A hint at the word that was probably meant, for the end of a message; empty if no word is close."""
-    return "".join(f" (did you mean {close}?)" for close in difflib.get_close_matches(word, words, n=1))
 
 
 def composed(overrides: list[str]) -> DictConfig:

@@ -45,7 +45,7 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
     """
     register_resolvers()
     hydra_main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
-    arguments = get_args_parser().parse_args(argv[1:])
+    arguments = get_args_parser().parse_intermixed_args(argv[1:])  # -m may stand anywhere
     flags_that_only_print = ("hydra_help", "cfg", "shell_completion", "info")
     if any(getattr(arguments, flag, None) for flag in flags_that_only_print):
         hydra_main()

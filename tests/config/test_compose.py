@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from bench.analysis.grading import accuracy_grid
-from bench.config import compose
+from bench.config import compose, names
 from bench.config.command_line import check, without_effect
 from bench.config.compose import CONF, CommandError, trial_from
 from bench.trial.platform import CPU
@@ -136,6 +136,23 @@ def test_size_of_a_sweep(arguments: tuple[str, ...], size: int) -> None:
 def test_words_that_change_no_trial_are_named(arguments: tuple[str, ...], idle: list[str]) -> None:
     command = check(list(arguments), multirun=True, sweep_id="s")
     assert without_effect(list(arguments), command.trials) == idle
+
+
+def test_names_of_other_tools_are_answered_with_ours() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose.composed([])
+    for theirs, ours in names.ELSEWHERE.items():
+        levels = re.findall(r"[\w.]+=\w+", ours)
+        for level in levels:
+            assert trial_from([level, "lora=on"]), level
+        assert levels or OmegaConf.select(config, ours) is not None, ours
+        with pytest.raises(CommandError, match=re.escape(f"(here it is {ours})")):
+            checked(theirs if "=" in theirs else f"{theirs}=4")
+
+
+def test_targets_may_be_a_list_as_peft_takes_it() -> None:
+    given = ("lora=on", "lora.targets=[q_proj,v_proj]")
+    assert trial_from(list(given)) == trial_from(["lora=on", "lora.targets=q_proj+v_proj"])
 
 
 def test_a_sweep_over_one_value_is_a_sweep() -> None:

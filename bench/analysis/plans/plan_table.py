@@ -81,19 +81,11 @@ class Job:
     longest_sequence: int = 0
 
 
-def show_plan(
-    answers: list[Answer],
-    failures: list[Failure],
-    card: Gpu,
-    fixed: tuple[str, ...],
-    margin: float,
-    advice: Advice | None,
-    reasons: list[str],
-    job: Job,
-) -> None:
-    """Prints one plan.
+@dataclass(frozen=True)
+class Plan:
+    """What one plan says.
 
-    Args:
+    Attributes:
         answers: the combinations, the best first.
         failures: the combinations that could not be simulated.
         card: the card.
@@ -103,52 +95,88 @@ def show_plan(
         reasons: why combinations cannot exist.
         job: how much is to be trained, and the longest sequence that the best combination takes.
     """
+
+    answers: list[Answer]
+    failures: list[Failure]
+    card: Gpu
+    fixed: tuple[str, ...]
+    margin: float
+    advice: Advice | None
+    reasons: list[str]
+    job: Job
+
+    @property
+    def title(self) -> str:
+        """What is planned, and for what."""
+        return f"{' '.join(self.fixed)} on {self.card.name}, {format_gib_fixed(self.card.memory_bytes)} GiB"
+
+    @property
+    def lines(self) -> list[str]:
+        """The answer in sentences: the pick, or what would fit, or why nothing can exist."""
+        if not self.answers:
+            return ["None of these combinations can exist:", *(f"  {reason}" for reason in self.reasons)]
+        if self.advice is not None:
+            return [_advice_text(self.advice, self.failures)]
+        return _pick_lines(self.answers, self.job)
+
+    @property
+    def room_line(self) -> str:
+        """What the numbers of the table are, and what tensors may take."""
+        best = self.answers[0]
+        hardware = ", ".join(f"{name} {format_gib_fixed(held)}" for name, held in best.hardware.items())
+        room = format_gib_fixed(best.room)
+        return f"GiB; room for tensors {room}: margin {self.margin:.0%}, then {hardware}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What stands below the table: failures, what words mean, and what the numbers rest on."""
+        notes = [f"{' '.join(failure.words)}: {failure.reason}" for failure in self.failures]
+        notes += _precision_lines(self.answers)
+        if self.answers[0].trial.workload.inference:
+            notes.append(_inference_note(self.answers[0].trial))
+        notes.append(
+            "Peaks are simulated, and tokens/s are predicted at the fastest micro-batch that was simulated "
+            f"(from {_source(self.card)}; README.md: how well, on an H100)."
+        )
+        return notes
+
+
+def show_plan(plan: Plan) -> None:
+    """Prints one plan: the answer, then the table, then what its words mean."""
     console = formatting.console(_PLAIN_WIDTH)
-    console.print(
-        f"\n{escape(' '.join(fixed))} on {card.name}, {format_gib_fixed(card.memory_bytes)} GiB",
-        highlight=False,
-    )
-    if not answers:
-        console.print("None of these combinations can exist:")
-        for reason in reasons:
-            console.print(f"  {reason}", highlight=False, markup=False)
+    console.print(f"\n{escape(plan.title)}", highlight=False)
+    for line in plan.lines:
+        console.print(line, highlight=False, markup=False)
+    if not plan.answers:
         return
-    best = answers[0]
-    for line in [_advice_text(advice, failures)] if advice is not None else _pick_lines(answers, job):
-        console.print(line, highlight=False, markup=False)
-    hardware = ", ".join(f"{name} {format_gib_fixed(held)}" for name, held in best.hardware.items())
-    console.print(
-        f"\nGiB; room for tensors {format_gib_fixed(best.room)}: margin {margin:.0%}, then {hardware}\n",
-        highlight=False,
-    )
-    narrow = _table(answers, sizes=False)
-    formatting.print_fitting(console, _table(answers, sizes=True), narrow)
-    for failure in failures:
-        console.print(f"{' '.join(failure.words)}: {failure.reason}", highlight=False, markup=False)
+    console.print(f"\n{plan.room_line}\n", highlight=False)
+    narrow = _table(plan.answers, sizes=False)
+    formatting.print_fitting(console, _table(plan.answers, sizes=True), narrow)
     console.print()
-    for line in _precision_lines(answers):
+    for line in plan.notes:
         console.print(line, highlight=False, markup=False)
-    if best.trial.workload.inference:
-        console.print(_inference_note(best.trial), highlight=False)
-    console.print(
-        "Peaks are simulated, and tokens/s are predicted at the fastest micro-batch that was simulated "
-        f"(from {_source(card)}; README.md: how well, on an H100).",
-        highlight=False,
-    )
 
 
 def _table(answers: list[Answer], *, sizes: bool) -> Table:
     """A line for each answer; with the sizes by category where the screen is wide enough for them."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("combination", min_width=_longest_word(answers))
+    header, rows = cells(answers, sizes=sizes)
+    wraps = ("largest micro-batch", "tokens/s", "at least")
+    table.add_column(header[0], min_width=_longest_word(answers))
+    for name in header[1:]:
+        table.add_column(name, justify="right", no_wrap=name not in wraps)
+    for answer, row in zip(answers, rows, strict=True):
+        table.add_row(*map(escape, row), style="green" if answer.fits else "dim")
+    return table
+
+
+def cells(answers: list[Answer], *, sizes: bool) -> tuple[list[str], list[list[str]]]:
+    """The table's header, and a row for each answer, as text."""
     inference = answers[0].trial.workload.inference
     categories = _INFERENCE_CATEGORIES if inference else _TRAINING_CATEGORIES
     shown = categories if sizes else ()
-    for name in (*shown, "peak", "fits", "largest micro-batch", "tokens/s", "at least"):
-        table.add_column(name, justify="right", no_wrap=name in (*shown, "peak", "fits"))
     measured = any(answer.measured for answer in answers)
-    if measured:
-        table.add_column("measured", justify="right", no_wrap=True)
+    rows = []
     for answer in answers:
         held = [format_gib_fixed(answer.columns[f"{name}_bytes"]) for name in shown]
         fits = "yes" if answer.fits else f"{format_gib_fixed(answer.peak - answer.room)} over"
@@ -158,8 +186,9 @@ def _table(answers: list[Answer], *, sizes: bool) -> Table:
         row = [" ".join(answer.words), *held, peak, fits, largest, rate, least]
         if measured:
             row.append(f"{answer.measured:,.0f}" if answer.measured else "")
-        table.add_row(*map(escape, row), style="green" if answer.fits else "dim")
-    return table
+        rows.append(row)
+    names = ["combination", *shown, "peak", "fits", "largest micro-batch", "tokens/s", "at least"]
+    return names + ["measured"] * measured, rows
 
 
 def _precision_lines(answers: list[Answer]) -> list[str]:
@@ -190,12 +219,10 @@ def _pick_lines(answers: list[Answer], job: Job) -> list[str]:
     measured = "measured" if best.measured else "predicted"
     words = " ".join(best.words)
     lines = [f"Pick ({measured} fastest of those that fit): {words} micro_batch_size={best.fastest}"]
-    rate, time = best.measured or best.rate, best.time
-    if rate is None or time is None:
+    rate = best.measured or best.rate
+    if rate is None or best.interval is None:
         return lines
-    low, high = rate, rate
-    if not best.measured:
-        low, high = rate * time.seconds / time.most_seconds, rate * time.seconds / time.least_seconds
+    low, high = (rate, rate) if best.measured else best.interval
     per = " per card" if best.trial.world_size > 1 else ""
     between = "" if best.measured else f" (between {format_rate(low)} and {format_rate(high)})"
     takes = f"It takes {format_gib_fixed(best.fastest_peak)} GiB"

@@ -90,9 +90,15 @@ class Answer:
     @property
     def certain_rate(self) -> float | None:
         """The low end of the predicted rate's interval: what is certain, as far as anything is."""
+        return self.interval and self.interval[0]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval of the predicted rate; None if nothing fits."""
         if self.rate is None or self.time is None:
             return None
-        return self.rate * self.time.seconds / self.time.most_seconds
+        work = self.rate * self.time.seconds
+        return work / self.time.most_seconds, work / self.time.least_seconds
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,22 @@ def test_the_door_says_what_fits_and_what_to_pick(planned: Callable[..., Planned
     assert "Traceback" not in done.stderr
 
 
+def test_a_plan_for_programs_and_for_issues_says_the_same(planned: Callable[..., Planned]) -> None:
+    [told] = json.loads(planned(*PLAN, "format=json").stdout)
+    assert (told["gpu"], told["margin"]) == ("t4", 0.05)
+    pages = planned(*PLAN, "format=markdown").stdout
+    assert pages.startswith(f"### {' '.join(told['arguments'])} on t4, 14.75 GiB\n")
+    assert "### " not in pages[4:], "the page of a plan is one section"
+    for one in told["combinations"]:
+        peak, rate = one["peak_bytes"], one["tokens_per_sec_per_device"]
+        assert f"| `{' '.join(one['arguments'])}` | {peak / 2**30:.2f} | yes | " in pages
+        low, high = (one[f"tokens_per_sec_per_device_{end}"] for end in ("low", "high"))
+        assert low < rate < high
+        assert sum(filter(None, one["bytes"].values())) <= peak <= one["room_bytes"]
+        assert one["largest_micro_batch"] >= one["fastest_micro_batch"] >= 1
+    assert told["answer"][0] in pages
+
+
 @pytest.mark.slow
 def test_the_process_ends_with_its_pool() -> None:
     done = door(*PLAN, script="plan.py")
@@ -124,6 +140,7 @@ def test_a_configuration_file_is_a_model(tmp_path: Path, planned: Callable[..., 
         (("gpu=t4", "device=cpu"), "device: a plan is simulated, for the card that gpu= names"),
         (("gpu=auto",), "gpu=auto"),
         (("gpu=t4", "seq_len=x"), "seq_len"),
+        (("gpu=t4", "format=xml"), "format=xml: must be one of text, json, markdown"),
     ],
 )
 def test_a_wrong_word_ends_it_with_one_line(
