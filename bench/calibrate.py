@@ -92,9 +92,9 @@ def main(arguments: list[str]) -> int:
     """Calibrates, writes the file, and returns the exit code."""
     from bench.config.compose import CommandError, trial_from
     from bench.config.key_values import KeyValueError, read_key_values
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
 
-    defaults = {"name": "", "device": "auto", "threads": 0, "results_dir": ROOT / "results", "drift": 0.1}
+    defaults = {"name": "", "device": "auto", "threads": 0, "results_dir": RESULTS, "drift": 0.1}
     try:
         words = read_key_values(arguments, defaults)
         common = [f"device={words['device']}", "method=simulate"]

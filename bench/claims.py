@@ -24,10 +24,10 @@ def main(arguments: list[str]) -> int:
     """Tests every claim, prints and writes the table, and returns the exit code."""
     from bench.analysis import literature
     from bench.config.key_values import KeyValueError, read_key_values
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
 
     try:
-        words = read_key_values(arguments, {"results_dir": ROOT / "results"})
+        words = read_key_values(arguments, {"results_dir": RESULTS})
         claims = literature.read_claims(literature.LEDGER)
         to_simulate = {
             words: trial for claim in claims for words, trial in literature.trials_of(claim).items()

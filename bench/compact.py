@@ -22,10 +22,10 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 def main(arguments: list[str]) -> int:
     """Merges, prints what was merged, and returns the exit code."""
     from bench.config.key_values import KeyValueError, read_key_values
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
 
     try:
-        words = read_key_values(arguments, {"results_dir": ROOT / "results", "older_than_days": 0.0})
+        words = read_key_values(arguments, {"results_dir": RESULTS, "older_than_days": 0.0})
         if not (words["results_dir"] / "trials").is_dir():
             raise KeyValueError(f"results_dir={words['results_dir']}: no folder trials in it")
     except KeyValueError as error:

@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> int:
     """Compares, prints, and returns the exit code."""
     from bench.analysis import comparison
     from bench.config.key_values import KeyValueError, options_as_key_values, read_key_values
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
 
     defaults: dict[str, Any] = {
         "baseline": "",
         "baseline_ref": "",
-        "candidate": str(ROOT / "results"),
+        "candidate": str(RESULTS),
         "slower": 0.03,
         "p": 0.01,
         "memory_bytes": 0,
@@ -103,9 +103,9 @@ def _accepted(name: str, after: list[dict[str, Any]], candidate: str) -> str:
 
 
 def _how_to_accept(folder: str, candidate: str) -> str:
-    from bench.paths import ROOT
+    from bench.paths import SHIPPED
 
-    place = Path(folder).relative_to(ROOT)
+    place = Path(folder).relative_to(SHIPPED)
     return (
         f"No baseline has been accepted for this device yet: there is no {place}.\n"
         f"To accept these rows as one, have them reviewed in a pull request:\n\n"

@@ -22,10 +22,10 @@ sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 def main(arguments: list[str]) -> int:
     """Prints one line for each finding and returns the exit code."""
     from bench.config.key_values import KeyValueError, read_key_values
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
 
     try:
-        words = read_key_values(arguments, {"results_dir": ROOT / "results", "trial": True})
+        words = read_key_values(arguments, {"results_dir": RESULTS, "trial": True})
     except KeyValueError as error:
         print(f"bench/doctor.py: {error}", file=sys.stderr)
         return 2

@@ -34,10 +34,10 @@ def main(arguments: list[str]) -> int:
     from bench.analysis.grading import accuracy, accuracy_grid, time_accuracy
     from bench.config.compose import CommandError
     from bench.config.key_values import KeyValueError, read_key_values
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
     from bench.timing import devices
 
-    defaults: dict[str, Any] = {"results_dir": ROOT / "results", "grid": False, "sample": 0, "seed": 0}
+    defaults: dict[str, Any] = {"results_dir": RESULTS, "grid": False, "sample": 0, "seed": 0}
     defaults |= {"architectures": False, "model": "", "gpu": ""}
     try:
         words = read_key_values(arguments, defaults)
@@ -108,7 +108,7 @@ def _architectures(folder: Path, sample: int, seed: int) -> int:
 
     from bench import formatting
     from bench.analysis.grading import conformance, conformance_table, shrunken_configs
-    from bench.paths import ROOT
+    from bench.paths import IS_CHECKOUT, ROOT
 
     names = [*shrunken_configs.causal(), *shrunken_configs.sequence_to_sequence()]
     if sample:
@@ -119,7 +119,7 @@ def _architectures(folder: Path, sample: int, seed: int) -> int:
         pass
     verdicts = [verdict for verdict in conformance.read(found) if verdict.architecture in names]
     page = conformance_table.page(verdicts, transformers.__version__, names)
-    target = (folder if sample else ROOT / "docs") / "architectures.md"
+    target = (ROOT / "docs" if IS_CHECKOUT and not sample else folder) / "architectures.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page)
     formatting.console(_PLAIN_WIDTH).print(page, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Paths: this checkout, and results folders on a disk or behind a URL that fsspec knows.
+"""Paths: this checkout or installed package, and results folders on a disk or behind a URL of fsspec's.
 
 A folder behind a URL (s3://, gs://, memory://) is a `UPath` (universal-pathlib, the extra `remote`), which
 is used like a `Path`. This module imports nothing of the project: every room may use it.
@@ -11,9 +11,18 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]  # where Python finds the package `bench`
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+# What comes with the code: conf/, analysis/, results/reference/. pyproject.toml says what a wheel holds.
+SHIPPED = ROOT if IS_CHECKOUT else ROOT / "bench" / "shipped"
+RESULTS = (ROOT if IS_CHECKOUT else Path.cwd()) / "results"
 # Where calibrations of devices lie (bench/calibrate.py): this machine's, and those that were contributed.
-CALIBRATIONS = (ROOT / "results" / "calibrations", ROOT / "conf" / "gpu")
+CALIBRATIONS = (RESULTS / "calibrations", SHIPPED / "conf" / "gpu")
+
+
+def command(door: str) -> list[str]:
+    """The words that start a door such as `run`, here: its file in a checkout, else the console command."""
+    return ["python", f"bench/{door}.py"] if IS_CHECKOUT else ["memory-bench", door]
 
 
 def results_place(text: str) -> Path:
@@ -40,12 +49,12 @@ def results_place(text: str) -> Path:
 def local_dir(folder: Path) -> Path:
     """The folder on this disk for the logs and reports of a results folder.
 
-    It is the folder itself, or one below results/remote/ of this checkout if the folder is behind a URL.
+    It is the folder itself, or one below results/remote/ if the folder is behind a URL.
     """
     if not is_remote(folder):
         return folder
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", str(folder)).strip(".-")
-    return ROOT / "results" / "remote" / name
+    return RESULTS / "remote" / name
 
 
 def is_remote(path: Path) -> bool:

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     from bench.config import command_line, compose
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.machine import gpu_catalogue
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
     from bench.trial.spec import Trial
 
     defaults: dict[str, Any] = {
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         "price_per_hour": 0.0,
         "format": "text",
     }
-    defaults |= {"results_dir": ROOT / "results"}
+    defaults |= {"results_dir": RESULTS}
     options = [word for word in arguments if word.partition("=")[0] in defaults]
     trial_words = [word for word in arguments if word not in options and word != "-m"]
     try:

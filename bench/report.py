@@ -28,10 +28,10 @@ _PLAIN_WIDTH = 160  # columns, where the output is no terminal
 def main(arguments: list[str]) -> int:
     """Writes the report, prints where it is and its findings, and returns the exit code."""
     from bench.config.key_values import KeyValueError, read_key_values
-    from bench.paths import ROOT
+    from bench.paths import RESULTS
 
     try:
-        words = read_key_values(arguments, {"results_dir": ROOT / "results", "notebooks": False})
+        words = read_key_values(arguments, {"results_dir": RESULTS, "notebooks": False})
     except KeyValueError as error:
         print(f"bench/report.py: {error}", file=sys.stderr)
         return 2

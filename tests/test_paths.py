@@ -6,6 +6,9 @@ import importlib.util
 import os
 import secrets
 import shutil
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from bench.config.compose import CommandError
 from bench.config.key_values import KeyValueError, read_key_values
 from bench.results import compaction, store
 from tests import rows
-from tests.conftest import ALONE, BRIEF, door, door_here
+from tests.conftest import ALONE, BRIEF, ROOT, door, door_here
 
 pytest.importorskip("upath")
 
@@ -132,3 +135,32 @@ def test_what_is_no_url_of_fsspec_is_said_in_words() -> None:
         check(["results_dir=unheard-of://rows"], multirun=False, sweep_id="s")
     with pytest.raises(KeyValueError, match="results_dir=s3://rows: must be a folder of a disk"):
         read_key_values(["results_dir=s3://rows"], {"results_dir": Path("results")})
+
+
+def test_installed_it_brings_what_it_needs_and_writes_where_it_is_called(tmp_path: Path) -> None:
+    """The files of a wheel, as pyproject.toml lists them, away from the checkout."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
+    site, here = tmp_path / "site-packages", tmp_path / "here"
+    here.mkdir()
+    for package in wheel["packages"]:
+        shutil.copytree(ROOT / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for source, target in wheel["force-include"].items():
+        shutil.copytree(ROOT / source, site / target)
+    started = [sys.executable, "-c", "from bench.config.console import main; raise SystemExit(main())"]
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+
+    def called(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*started, *words], cwd=here, env=environment, capture_output=True, text=True)
+
+    estimated = called("run", "method=estimate")
+    assert estimated.returncode == 0, estimated.stderr
+    assert "Once more  memory-bench run method=estimate resume=off" in estimated.stdout
+    [row] = store.records(here / "results")
+    assert (row["status"], row["git_commit"]) == ("ok", None)
+    accepted = ROOT / "results" / "reference" / "nvidia-h100-80gb-hbm3"
+    assert called("compare", "baseline_ref=auto", f"candidate={accepted}").returncode == 0
+    unknown = called("runs")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("memory-bench: runs: no such command; the commands are run, plan")

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bench.analysis.neighbours import Ratio, ratios
 from bench.analysis.studies import PEAK, RATE
 from bench.config.compose import CommandError, trial_from
-from bench.paths import ROOT
+from bench.paths import SHIPPED
 from bench.trial.platform import CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
@@ -32,7 +32,7 @@ class LedgerError(ValueError):
     """The ledger is malformed, or a trial in it cannot exist; the message names the claim."""
 
 
-LEDGER = ROOT / "analysis" / "claims.yaml"
+LEDGER = SHIPPED / "analysis" / "claims.yaml"
 
 _COLUMNS = {"peak": PEAK, "weights": "parameter_bytes", "tokens/s": RATE}
 

@@ -25,13 +25,13 @@ from bench import paths
 from bench.config import given_devices, given_models
 from bench.config.names import nearest
 from bench.formatting import parse_bytes
-from bench.paths import ROOT
+from bench.paths import RESULTS, SHIPPED
 from bench.trial.adaptable import MATRICES, unknown_targets
 from bench.trial.spec import Trial
 
 T = TypeVar("T")
 
-CONF = ROOT / "conf"
+CONF = SHIPPED / "conf"
 _MOST_REPLICATES = 1000
 _JOB_MINUTES = 10  # for a job to start, over a slow file system, and to end
 _MOST_JOBS = 1024
@@ -76,12 +76,12 @@ NOT_REPRODUCED = frozenset(key.name for key in fields(Job) if not key.metadata.g
 def register_resolvers() -> None:
     """Registers what `${NAME:ARGUMENT}` means in conf/.
 
-    `${repo:}` is the repository, whatever the current directory. `${beside:DIR}` is the folder of logs for
+    `${results:}` is where results lie unless one says otherwise. `${beside:DIR}` is the folder of logs for
     results in DIR, which may be a URL. `${unquantised:WORKLOAD}` is the dtype of unquantised weights.
     `${job_minutes:SECONDS}` says for how many minutes a cluster must lend a node to a trial that may take
     SECONDS.
     """
-    OmegaConf.register_new_resolver("repo", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("results", lambda: str(RESULTS), replace=True)
     OmegaConf.register_new_resolver(
         "beside", lambda text: str(paths.local_dir(_folder(text))), replace=True
     )

@@ -1,7 +1,7 @@
 """What every command does at its door: --help and --version, Ctrl-C, and a reader that has gone.
 
-In: a command's `main` and its help text. Out: the exit code. Imports only the standard library, so that
-Ctrl-C is understood from the first moment on. `main` imports the rest.
+In: a command's `main` and its help text. Out: the exit code. Imports little but the standard library, so
+that Ctrl-C is understood from the first moment on. `main` imports the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import bench
+from bench.paths import command
 
 _WIDEST = 100  # columns of a help text, however wide the terminal is
 _CONTINUES = 8  # columns from which on an indented line continues the one before it
@@ -63,7 +64,7 @@ def words(name: str, help_text: str | Callable[[], str], arguments: list[str]) -
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     parser = argparse.ArgumentParser(
         prog=name,
-        usage=f"python {name} [key=value ...]",
+        usage=f"{' '.join(command(Path(name).stem))} [key=value ...]",
         description=wrapped(help_text, width),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

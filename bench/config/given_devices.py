@@ -11,12 +11,12 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from bench.paths import CALIBRATIONS, ROOT
+from bench.paths import CALIBRATIONS, SHIPPED
 
 
 def is_given(level: str) -> bool:
     """Whether what follows `gpu=` is no card of conf/gpu/, but a calibration's file or name."""
-    if (ROOT / "conf" / "gpu" / f"{level}.yaml").is_file():
+    if (SHIPPED / "conf" / "gpu" / f"{level}.yaml").is_file():
         return False
     return level.endswith(".json") or any((folder / f"{level}.json").is_file() for folder in CALIBRATIONS)
 

@@ -20,9 +20,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from bench.paths import ROOT
+from bench.paths import SHIPPED
 
-LEVELS = ROOT / "conf" / "model"
+LEVELS = SHIPPED / "conf" / "model"
 _CONFIG = "config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PUBLISHED = re.compile(r"^pretrained: ([\w.-]+/[\w.-]+)$", re.MULTILINE)  # in a level of the catalogue

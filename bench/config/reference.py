@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 
-from bench.paths import ROOT
+from bench.paths import SHIPPED
 from bench.trial.spec import Trial
 
-_CONF = ROOT / "conf"
+_CONF = SHIPPED / "conf"
 _WIDTH = 79
 _INDENT = 20  # where explanations begin
 _FILLED_IN = "# Filled in by"  # what follows it in config.yaml is not for people

@@ -20,7 +20,7 @@ from functools import cache
 
 from omegaconf import OmegaConf
 
-from bench.paths import ROOT
+from bench.paths import SHIPPED
 from bench.trial.spec import Trial
 
 CONTEXT_BYTES = 794_820_608
@@ -64,7 +64,7 @@ class Gpu:
 def catalogue() -> dict[str, Gpu]:
     """Every card of conf/gpu/, by name."""
     cards = {}
-    for path in sorted((ROOT / "conf" / "gpu").glob("*.yaml")):
+    for path in sorted((SHIPPED / "conf" / "gpu").glob("*.yaml")):
         values = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(values, dict)
         card = {str(key): value for key, value in values.items()}

@@ -85,6 +85,8 @@ def _file(module: str) -> Path | None:
 
 
 def _git(*arguments: str) -> str | None:
+    if not paths.IS_CHECKOUT:
+        return None  # the folder may lie within somebody else's repository
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments],

@@ -25,9 +25,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
-from bench.paths import ROOT
+from bench.paths import ROOT, SHIPPED
 
-ANALYSIS = ROOT / "analysis"
+ANALYSIS = SHIPPED / "analysis"
 NAMES = ("memory", "throughput", "prediction", "comparison")
 
 _CONCURRENT_KERNELS = 2

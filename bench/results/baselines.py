@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bench.paths import ROOT
+from bench.paths import SHIPPED
 
-FOLDER = ROOT / "results" / "reference"
+FOLDER = SHIPPED / "results" / "reference"
 
 
 def name_of(device_name: str) -> str:

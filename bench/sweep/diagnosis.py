@@ -79,12 +79,12 @@ def findings(results_dir: Path, *, trial: bool) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """Python and each dependency against the ranges of pyproject.toml."""
-    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    """Python and each dependency against the ranges that the project asks for."""
+    wanted_python, dependencies = _ranges()
     python = ".".join(map(str, sys.version_info[:3]))
-    fits = Requirement(f"python{project['requires-python']}").specifier.contains(python)
-    yield Finding("python", python, None if fits else f"use Python {project['requires-python']}")
-    for text in project["dependencies"]:
+    fits = Requirement(f"python{wanted_python}").specifier.contains(python)
+    yield Finding("python", python, None if fits else f"use Python {wanted_python}")
+    for text in dependencies:
         wanted = Requirement(text)
         try:
             version = metadata.version(wanted.name)
@@ -93,6 +93,16 @@ def _packages() -> Iterator[Finding]:
             continue
         fits = wanted.specifier.contains(version, prereleases=True)
         yield Finding(wanted.name, version, None if fits else f"pip install '{text}'")
+
+
+def _ranges() -> tuple[str, list[str]]:
+    """The range of Python's version, and each dependency with its range."""
+    if paths.IS_CHECKOUT:
+        project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+        return project["requires-python"], project["dependencies"]
+    installed = metadata.metadata("memory-bench")
+    required = [text for text in installed.get_all("Requires-Dist") or [] if "extra ==" not in text]
+    return installed["Requires-Python"], required
 
 
 def _devices() -> Finding:

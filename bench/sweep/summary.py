@@ -73,7 +73,7 @@ def show(new: Rows, reused: Rows, command: Command, given: list[str], interrupte
     failed = any(row["status"] in ("error", "timeout") for row in rows)
     unfinished = interrupted or failed
     all_of_it = [] if unfinished or any(word.startswith("resume=") for word in given) else ["resume=off"]
-    line = shlex.join(["python", "bench/run.py", *given, *all_of_it])
+    line = shlex.join([*paths.command("run"), *given, *all_of_it])
     console.print(
         f"{'Go on' if unfinished else 'Once more':<11}{escape(line)}", highlight=False, soft_wrap=True
     )
