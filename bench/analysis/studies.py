@@ -34,7 +34,7 @@ COLUMNS = (
     *("decode_tokens", "first_token_seconds", "step_seconds_p95"),
     *("step_seconds_median", "step_seconds_iqr", "step_outliers", "stop_reason", "mfu", "hfu"),
     *(f"tokens_per_sec_per_device{end}" for end in ("", "_ci_low", "_ci_high")),
-    *("tokens_per_sec_global", "evidence", "device_throttled", "device_shared", "device_name"),
+    *("tokens_per_sec_global", "evidence", "timeline", "device_throttled", "device_shared", "device_name"),
     *("device_memory_bytes", "driver_version", "torch_version", "transformers_version", "peft_version"),
     *("bitsandbytes_version", "accelerate_version", "python_version", "git_commit", "git_dirty"),
 )

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.trial.vocabulary import CATEGORIES, PHASES
 
 if TYPE_CHECKING:
     import torch
+
+
+_MICRO_STEPS_DRAWN = 3
 
 
 @dataclass(eq=False)
@@ -84,6 +87,30 @@ class Attribution:
                 if any(s.mark.phase == phase for s in segments)
             },
         )
+
+
+def stretches(segments: list[Segment]) -> dict[str, list[Any]]:
+    """The step as a picture of it shows it: of each segment where it is, and each category at its peak.
+
+    Micro-steps after the third are left out, which repeat it, unless the peak is in one of them.
+
+    Returns:
+        Lists as long as there are segments: `phase`, `stack` and `block` (null between blocks), and bytes
+        by category. The largest sum is the step's peak.
+    """
+    first = [
+        segment
+        for segment in segments
+        if segment.mark.micro_step <= _MICRO_STEPS_DRAWN or segment.mark.phase in ("optimizer", "done")
+    ]
+    if max(segment.peak for segment in first) == max(segment.peak for segment in segments):
+        segments = first
+    lists: dict[str, list[Any]] = {
+        "phase": [segment.mark.phase for segment in segments],
+        "stack": [segment.mark.stack for segment in segments],
+        "block": [segment.mark.block for segment in segments],
+    }
+    return lists | {name: [segment.at_peak[name] for segment in segments] for name in CATEGORIES}
 
 
 @dataclass

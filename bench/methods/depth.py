@@ -10,14 +10,14 @@ to be simulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 from bench.memory.timeline import Segment
 
-Key = tuple[str, ...]  # where a segment is in the step of a model of any depth
 _MOST_FIRST = 4  # blocks before the period begins: DeepSeek-V3 has 3 dense ones
 
 
@@ -86,10 +86,24 @@ def extrapolate(low: Any, high: Any, steps: int) -> Any:
     return low + steps * (high - low)
 
 
+class _Place(NamedTuple):
+    """Where a segment is in the step of the whole model; `number` tells those of one block apart."""
+
+    phase: str
+    micro_step: int
+    stack: str
+    block: int | None
+    operation: str
+    number: int
+
+
 def segments_at_depth(
     shallow: list[Segment], deeper: list[Segment], repetition: Repetition
 ) -> list[Segment] | None:
-    """The outer segments of a whole model, from two models of some of its blocks.
+    """The segments of a whole model, from two models of some of its blocks.
+
+    Outer segments are extrapolated. What an inner block holds follows on what the outer block of its kind
+    before it holds, period by period.
 
     Args:
         shallow: segments of a step of a model of the blocks `repetition.shallow`.
@@ -97,44 +111,65 @@ def segments_at_depth(
         repetition: how the blocks repeat.
 
     Returns:
-        Segments whose maxima are those of the whole model; None if the blocks do not repeat exactly.
+        The segments in their order, without their changes; None if the blocks do not repeat exactly.
     """
-    low_by_key = _by_key(shallow, len(repetition.shallow), repetition)
-    high_by_key = _by_key(deeper, len(repetition.deeper), repetition)
-    if low_by_key.keys() != high_by_key.keys() or not _repeats(deeper, repetition):
+    first, period = repetition.outer_first, repetition.period
+    low = _by_place(shallow, first, repetition.depth - len(repetition.shallow))
+    high = _by_place(deeper, first + period, repetition.depth - len(repetition.deeper))
+    inner = {place for place in high if place.block is not None and first <= place.block < first + period}
+    if low.keys() != high.keys() - inner or not _repeats(deeper, repetition):
         return None
-    extrapolated = []
-    for key, low in low_by_key.items():
-        high, steps = high_by_key[key], repetition.steps
-        extrapolated.append(
-            Segment(
-                low.mark,
-                extrapolate(low.peak, high.peak, steps),
-                extrapolate(low.at_peak, high.at_peak, steps),
-                extrapolate(low.most, high.most, steps),
-                (),
-            )
-        )
-    return extrapolated
+    steps = repetition.steps
+    outer = {
+        place: _continued(low[place], low[place], high[place], steps, place.block)
+        for place in high.keys() - inner
+    }
+    whole = []
+    for (is_inner, phase, _), run in groupby(
+        high, key=lambda place: (place in inner, place.phase, place.stack)
+    ):
+        places = list(run)
+        if not is_inner:
+            whole += [outer[place] for place in places]
+            continue
+        added = range(steps)  # periods; a backward comes to the last block first
+        for number in reversed(added) if phase == "backward" else added:
+            for place in places:
+                assert place.block is not None, "inner segments are of a block"
+                before = place._replace(block=place.block - period)
+                block = place.block + number * period
+                whole.append(_continued(outer[before], high[before], high[place], number + 1, block))
+    return whole
 
 
-def _by_key(segments: list[Segment], depth: int, repetition: Repetition) -> dict[Key, Segment]:
-    """Segments by their place in a model of any depth.
+def _continued(start: Segment, low: Segment, high: Segment, steps: int, block: int | None) -> Segment:
+    """The segment of `block`: what `start` holds, and `steps` times what `high` holds more than `low`."""
 
-    Leaves out inner blocks. Blocks near the end count from the end, so that they match at another depth.
-    """
-    by_key: dict[Key, Segment] = {}
-    seen: dict[Key, int] = {}
+    def sizes(by_name: Callable[[Segment], dict[str, int]]) -> dict[str, int]:
+        begin, less, more = by_name(start), by_name(low), by_name(high)
+        return {name: size + steps * (more[name] - less[name]) for name, size in begin.items()}
+
+    return Segment(
+        replace(high.mark, block=block),
+        start.peak + steps * (high.peak - low.peak),
+        sizes(lambda segment: segment.at_peak),
+        sizes(lambda segment: segment.most),
+        (),
+    )
+
+
+def _by_place(segments: list[Segment], last: int, added: int) -> dict[_Place, Segment]:
+    """The segments by their place in the whole model, in which blocks from `last` on are `added` later."""
+    by_place: dict[_Place, Segment] = {}
+    seen: Counter[_Place] = Counter()
     for segment in segments:
-        mark, block = segment.mark, ""
-        if mark.block is not None:
-            if repetition.outer_first <= mark.block < depth - repetition.outer_last:
-                continue
-            block = f"{mark.block if mark.block < repetition.outer_first else mark.block - depth}"
-        key = (mark.phase, str(mark.micro_step), mark.stack, block, mark.operation)
-        seen[key] = seen.get(key, -1) + 1
-        by_key[(*key, str(seen[key]))] = segment
-    return by_key
+        mark, block = segment.mark, segment.mark.block
+        if block is not None and block >= last:
+            block += added
+        place = _Place(mark.phase, mark.micro_step, mark.stack, block, mark.operation, 0)
+        by_place[place._replace(number=seen[place])] = segment
+        seen[place] += 1
+    return by_place
 
 
 def _repeats(segments: list[Segment], repetition: Repetition) -> bool:
@@ -144,7 +179,7 @@ def _repeats(segments: list[Segment], repetition: Repetition) -> bool:
     equal bytes from each of them to the next.
     """
     inner_numbers = range(repetition.peculiar_first, len(repetition.deeper) - repetition.peculiar_last)
-    inner_blocks: dict[Key, list[Segment]] = {}
+    inner_blocks: dict[tuple[str, ...], list[Segment]] = {}
     for segment in segments:
         mark = segment.mark
         if mark.block is not None and mark.block in inner_numbers:

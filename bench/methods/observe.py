@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from bench.memory.timeline import Attribution, Segment
+from bench.memory.timeline import Attribution, Segment, stretches
 from bench.memory.tracker import Tracker
 from bench.trial.columns import Columns
 from bench.workload import flops
@@ -117,6 +117,8 @@ def peak_columns(segments: list[Segment]) -> Columns:
         "gathered_max_bytes": attribution.gathered,
         "host_max_bytes": attribution.host,
     }
+    if attribution.peak_by_phase.keys() <= {"forward", "backward", "optimizer"}:
+        columns["timeline"] = stretches(segments)
     by_name = {f"{category}_bytes": size for category, size in attribution.at_peak.items()}
     by_name |= {f"{category}_max_bytes": attribution.largest[category] for category in attribution.at_peak}
     by_name |= {f"{phase}_tracked_peak_bytes": peak for phase, peak in attribution.peak_by_phase.items()}

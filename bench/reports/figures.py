@@ -6,8 +6,10 @@ figures_across.py the figures over several techniques, models or sets of rows.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
@@ -16,9 +18,11 @@ from bench.analysis.studies import BYTES, PEAK, RATE
 from bench.analysis.tables import frontier
 from bench.formatting import byte_unit, format_peak
 from bench.reports.charts import INK, Chart, colours, styled_chart
+from bench.trial.vocabulary import CATEGORIES
 
 _BARS = 30  # more cannot be read in one figure
 _POINTS = 1500
+_STEP_HEIGHT = 220
 _SHAPES = [
     "circle",
     "triangle-up",
@@ -70,11 +74,7 @@ def memory_bars(study: pd.DataFrame) -> Chart | None:
         .encode(
             x=alt.X("size:Q", title=f"peak memory [{unit}]", stack="zero", axis=alt.Axis(tickCount=10)),
             y=y,
-            color=alt.Color(
-                "category:N",
-                scale=alt.Scale(domain=list(_NAMES.values()), range=colours(0, 1, 2, 3, 7, 4, 5, 6)),
-                legend=alt.Legend(title=None, orient="top", columns=4),
-            ),
+            color=_category_colour(),
             order=alt.Order("nth:Q"),
             tooltip=["label:N", "category:N", alt.Tooltip("size:Q", title=unit, format=",.3f")],
         )
@@ -201,3 +201,62 @@ def _beside_precision(fits: pd.DataFrame) -> list[str]:
     common = [word for word, _ in Counter(words).most_common()]
     shown = common if len(common) <= len(_SHAPES) else common[: len(_SHAPES) - 1]
     return [word if word in shown else "other" for word in words]
+
+
+def memory_over_step(trial: Mapping[str, Any]) -> Chart | None:
+    """What one step held, from its first block to its last update, by category.
+
+    Each stretch (the forward or backward of a block, the code between two, an operation of the optimizer)
+    is as high as the most that it held. None if the row has no timeline.
+    """
+    if not isinstance(trial["timeline"], str):
+        return None
+    stretches = pd.DataFrame(json.loads(trial["timeline"]))
+    total = stretches[list(CATEGORIES)].sum(axis=1)
+    unit, size = byte_unit(total.max())
+    to_the_end = pd.concat([stretches, stretches.tail(1)], ignore_index=True)  # the last has a width, too
+    names = ["at", "phase", "stack", "block"]
+    parts = to_the_end.reset_index(names="at").melt(names, list(CATEGORIES), "of", "bytes")
+    parts = parts[parts["of"].map(parts.groupby("of")["bytes"].max()) > 0]
+    parts = parts.assign(
+        size=parts["bytes"] / size,
+        category=parts["of"].map(lambda name: _NAMES[f"{name}_bytes"]),
+        nth=parts["of"].map(list(CATEGORIES).index),
+    ).drop(columns=["of", "bytes"])
+    area = (
+        alt.Chart(parts)
+        .mark_area(interpolate="step-after", stroke=INK, strokeWidth=0.3)
+        .encode(
+            x=alt.X("at:Q", title=None, axis=None, scale=alt.Scale(domain=[0, len(stretches)], nice=False)),
+            y=alt.Y("size:Q", title=f"memory [{unit}]", stack="zero"),
+            color=_category_colour(),
+            order=alt.Order("nth:Q"),
+            tooltip=[*names[1:], "category:N", alt.Tooltip("size:Q", title=unit, format=",.3f")],
+        )
+    )
+    first = stretches["phase"] != stretches["phase"].shift()
+    phases = stretches.loc[first, ["phase"]].reset_index(names="at")
+    top, at = total.max() / size, int(total.argmax()) + 0.5
+    peak = pd.DataFrame({"at": [at], "size": [top], "says": [f"peak {top:,.2f} {unit}"]})
+    left = at < len(stretches) / 2
+    return styled_chart(
+        area,
+        alt.Chart(phases).mark_rule(color=INK, strokeDash=[2, 3]).encode(x="at:Q"),
+        alt.Chart(phases[phases["phase"] != "done"])
+        .mark_text(align="left", dx=4, dy=14, color=INK)
+        .encode(x="at:Q", y=alt.value(_STEP_HEIGHT), text="phase:N"),
+        alt.Chart(peak).mark_point(color=INK, size=40).encode(x="at:Q", y="size:Q"),
+        alt.Chart(peak)
+        .mark_text(align="left" if left else "right", dx=8 if left else -8, dy=-8, color=INK)
+        .encode(x="at:Q", y="size:Q", text="says:N"),
+        height=_STEP_HEIGHT,
+    )
+
+
+def _category_colour() -> alt.Color:
+    """Categories by colour, the same in each figure."""
+    return alt.Color(
+        "category:N",
+        scale=alt.Scale(domain=list(_NAMES.values()), range=colours(0, 1, 2, 3, 7, 4, 5, 6)),
+        legend=alt.Legend(title=None, orient="top", columns=4),
+    )

@@ -198,7 +198,25 @@ def _figures(study: pd.DataFrame, number: int) -> Iterator[Section]:
             "not run.",
         ),
     )
-    for name, title, chart, caption in drawn:
+    steps = tuple(
+        (
+            f"step-{nth}",
+            f"Memory through one step: {row['label']}",
+            figures.memory_over_step(row),
+            "What the step held, block by block: why its peak is where it is. Each stretch is as high as "
+            "the most that it held.",
+        )
+        for nth, row in enumerate(_drawn_steps(study), 1)
+    )
+    for name, title, chart, caption in (drawn[0], *steps, *drawn[1:]):
         if chart is not None:
             figure = Figure(f"{name}-{number}", caption, charts.spec(chart))
             yield Section(f"{anchor}-{name}", title, figures=(figure,), level=3)
+
+
+def _drawn_steps(study: pd.DataFrame) -> list[dict[str, Any]]:
+    """The trials whose step is drawn: with the fewest techniques, and with the lowest peak."""
+    shown = study[(study["status"] == "ok") & study["timeline"].notna()]
+    shown = shown.assign(many=shown["steps"].map(len))
+    ends = [shown.sort_values(["many", PEAK]).head(1), shown.sort_values(PEAK).head(1)]
+    return studies.row_dicts(pd.concat(ends).drop_duplicates("trial_id"))

@@ -65,7 +65,7 @@ SCHEMA = pa.schema(
         *((f"{kind}_seconds", _REAL) for kind in ("optimizer", "transfer", "collective", "host")),
         *((name, _REAL) for name in ("host_bound_share", "uncalibrated_share")),
         # evidence and health
-        ("evidence", _TEXT),
+        *((name, _TEXT) for name in ("evidence", "timeline")),  # JSON
         ("losses", pa.list_(_REAL)),
         *((name, _BOOL) for name in ("device_throttled", "device_shared")),
         *((f"clock_mhz_{when}", _INT) for when in ("before", "after")),

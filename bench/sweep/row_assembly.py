@@ -99,7 +99,8 @@ def _largest_rank(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """The categories at the peak of the rank whose peak was largest: they sum to its tracked peak."""
     largest = max(ranks, key=lambda r: r.get("tracked_peak_bytes") or 0)
     names = [f"{category}_bytes" for category in CATEGORIES]
-    return {name: largest.get(name) for name in (*names, "tracked_peak_bytes", "peak_phase")}
+    of_it = {name: largest.get(name) for name in (*names, "tracked_peak_bytes", "peak_phase")}
+    return of_it | {"timeline": json.dumps(largest["timeline"]) if "timeline" in largest else None}
 
 
 def _median(seconds: list[float] | None) -> float | None:

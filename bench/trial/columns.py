@@ -84,6 +84,7 @@ class Columns(RankBytes, total=False):
     working_seconds: float
     stop_reason: str
     evidence: dict[str, Any]
+    timeline: dict[str, list[Any]]  # memory/timeline.py, `stretches`
     losses: list[float]
     device_throttled: bool | None
     device_shared: bool | None

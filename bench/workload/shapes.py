@@ -10,11 +10,12 @@ from bench.trial.axes import Model
 
 @dataclass(frozen=True)
 class Linear:
-    """One matrix of a block, [out, in], with or without a bias."""
+    """One matrix of a block, [out, in], with or without a bias; one that is `kept` is never quantised."""
 
     inputs: int
     outputs: int
     bias: bool = False
+    kept: bool = False
 
     @property
     def weights(self) -> int:
@@ -96,7 +97,7 @@ def shape_of(model: Model) -> Shape:
             return Shape(outside, embeddings, ((attention + mlp, 4 * h),), model.layers)
         case _:
             attention = (Linear(h, width), Linear(h, width), Linear(h, width), Linear(width, h))
-            mlp = (Linear(h, i), Linear(h, i), Linear(i, h))
+            mlp = (Linear(h, i), Linear(h, i), Linear(i, h, kept=True))
             biases = 2 * 32 * model.heads  # relative positions, once in the encoder, once in the decoder
             outside = embeddings + head + biases + 2 * h
             blocks = ((attention + mlp, 2 * h), (2 * attention + mlp, 3 * h))

@@ -14,6 +14,7 @@ from bench.methods import simulate
 from bench.methods.depth import repetition_of
 from bench.trial.platform import CPU, CUDA, Platform, platform_of
 from bench.trial.skip_rules import skip_reason
+from bench.trial.vocabulary import CATEGORIES
 from bench.workload.build import build
 from bench.workload.train_step import step
 from tests.conftest import make_trial
@@ -67,6 +68,9 @@ def test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(
     assert (whole.pop("peak_reserved_bytes", None) is None) == (platform == CPU)
     assert extended == {name: whole[name] for name in extended}
     assert whole.keys() - extended.keys() == {"peak_allocated_bytes"}
+    if "timeline" in whole:  # its highest stretch is the peak
+        held = zip(*(whole["timeline"][category] for category in CATEGORIES), strict=True)
+        assert max(map(sum, held)) == whole["tracked_peak_bytes"]
 
 
 SMALL_MIXTURE = """model=gpt-oss-20b model.config.hidden_size=64 model.config.intermediate_size=64

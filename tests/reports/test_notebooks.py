@@ -24,6 +24,7 @@ from bench.analysis import studies
 from bench.reports import figures
 from bench.reports.notebooks import ANALYSIS, NAMES, NotRenderedError, render
 from bench.results import store
+from bench.trial.vocabulary import CATEGORIES
 from tests import rows
 from tests.conftest import ROOT
 
@@ -138,6 +139,20 @@ def test_a_predicted_bar_is_as_long_as_its_peak(tmp_path: Path) -> None:
     parts = figures.memory_bars(trials).to_dict()["datasets"].values()  # type: ignore[union-attr]
     sizes = [part["size"] for table in parts for part in table if "category" in part]
     assert sum(sizes) == pytest.approx(row["peak_allocated_bytes"] / 2**20)
+
+
+def test_the_picture_of_a_step_is_as_high_as_its_peak() -> None:
+    nothing = {category: [0, 0, 0] for category in CATEGORIES}
+    step = {"phase": ["forward", "backward", "done"], "stack": ["layers"] * 3, "block": [0, 0, None]}
+    held = nothing | {"parameter": [2**20] * 3, "activation": [2**20, 3 * 2**20, 0]}
+    chart = figures.memory_over_step({"timeline": json.dumps(step | held)})
+    assert chart is not None and figures.memory_over_step({"timeline": None}) is None
+    tables = list(chart.to_dict()["datasets"].values())
+    [says] = [line["says"] for table in tables for line in table if "says" in line]
+    assert says == "peak 4.00 MiB"
+    parts = [part for table in tables for part in table if "category" in part]
+    assert {part["category"] for part in parts} == {"parameters", "activations"}
+    assert [sum(p["size"] for p in parts if p["at"] == at) for at in range(4)] == [2, 4, 1, 1]
 
 
 def test_pages_load_nothing_and_run_nothing(pages: dict[str, str]) -> None:

@@ -44,6 +44,8 @@ def _matrix_bytes(trial: Trial, linear: Linear) -> tuple[float, ...]:
     weights = linear.weights
     unquantised = weights * BYTES[trial.precision.param_dtype]
     match trial.precision.quantization:
+        case _ if linear.kept:
+            return (unquantised,)
         case "int8":
             stored = (weights, 4 * linear.outputs)
             return stored if trial.quantises_weights else (unquantised, *stored)

@@ -69,7 +69,11 @@ def apply(run: Run) -> None:
         return
     for name, block in _homes_of_linears(run.model).items():
         for inner, module in list(block.named_modules()):
-            if computes_as_linear(module) and not inner.endswith(_READ_BY_THE_MODEL):
+            if (
+                computes_as_linear(module)
+                and not inner.endswith(_READ_BY_THE_MODEL)
+                and not _is_kept(run.model, f"{name}.{inner}")
+            ):
                 quantised = _quantised(module, trial)
                 run.model.set_submodule(f"{name}.{inner}".rstrip("."), quantised)
         if trial.precision.quantization == "nf4":
@@ -88,6 +92,14 @@ def apply(run: Run) -> None:
     # peft asks for these to pick the adapter that understands quantised linears
     run.model.is_loaded_in_8bit = trial.precision.quantization == "int8"  # type: ignore[assignment]
     run.model.is_loaded_in_4bit = trial.precision.quantization == "nf4"  # type: ignore[assignment]
+
+
+def _is_kept(model: Any, name: str) -> bool:
+    """Whether transformers leaves this module in 32 bits, and its quantisers leave it alone (T5's `wo`).
+
+    T5's code casts the input to the dtype of that weight: packed to four bits, its values would be lost.
+    """
+    return any(f".{kept}." in f".{name}." for kept in model._keep_in_fp32_modules or ())
 
 
 def _homes_of_linears(model: Any) -> dict[str, nn.Module]:
@@ -168,7 +180,10 @@ def _quantised_share(run: Run) -> dict[str, float]:
     share = sum(sizes[p] for p in names if p in quantised)
     homes = _homes_of_linears(run.model).values()
     matrices = {
-        p for home in homes for p in home.parameters() if p in names and (p.ndim > 1 or p in quantised)
+        p
+        for home in homes
+        for p in home.parameters()
+        if p in names and (p.ndim > 1 or p in quantised) and not _is_kept(run.model, names[p])
     }
     plain = sorted(matrices - quantised, key=lambda p: -sizes[p])
     if sum(sizes[p] for p in plain) > _MOST_PLAIN * sum(sizes[p] for p in matrices):

@@ -112,6 +112,21 @@ def test_int8_without_lora_multiplies_int8_over_fp32_weights() -> None:
     assert {s.dtype for s in states} == {torch.int8}
 
 
+def test_four_bits_leave_alone_what_t5_s_code_reads() -> None:
+    """T5 casts the input of `wo` to its weight's dtype: packed, no gradient would come through."""
+    small = ("model=mt0-small", "model.layers=1", "model.vocab_size=100", "seq_len=8", "lora=on")
+    run = build(make_trial(*small, "precision=nf4"), CPU)
+    modules = dict(run.model.named_modules())
+    names = [name for name in modules if name.endswith("DenseReluDense.wo.base_layer")]
+    assert len(names) == 2
+    assert {modules[name].weight.dtype for name in names} == {torch.float32}
+    step(run)
+    before = [p for n, p in run.model.named_parameters() if "wi_0.lora_B" in n]
+    assert len(before) == 2
+    for parameter in before:
+        assert run.optimizer.state[parameter]["exp_avg"].abs().sum() > 0, "the gradient came through `wo`"
+
+
 @pytest.mark.parametrize("family", ["llama-tiny", "gpt2", "opt-125m", "mt0-small"])
 def test_lora_trains_as_many_parameters_as_the_closed_form(family: str) -> None:
     small = (f"model={family}", "model.layers=2", "model.vocab_size=500", "seq_len=8")
