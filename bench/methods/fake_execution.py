@@ -4,7 +4,7 @@ In: a trial and its platform. Out: a context, `fake_execution`, and the patches 
 bitsandbytes that it takes. Fake tensors have no values, so code that reads a value gets the one that a
 steady step would find, and takes the measured step's path. Who reads values: transformers' masking_utils
 asks whether tokens are packed or padded (they never are), and treats fake tensors as tracing; torch's
-GradScaler asks whether a gradient overflowed (not in a steady step); Adafactor reads its step count; some
+GradScaler asks whether a gradient overflowed, and the Trainer whether a loss did (not in a steady step); Adafactor reads its step count; some
 mixtures of experts read how many tokens each expert gets (equally many here: balanced routing).
 """
 
@@ -38,6 +38,7 @@ from bench.trial.spec import Trial
 from bench.workload.techniques import fsdp
 
 _LESS_THAN = torch.ops.aten.lt.Scalar  # OPT asks whether a random number is below its layerdrop of 0
+_ARE_FALSE = (torch.ops.aten.any.default, torch.ops.aten.isnan.default, torch.ops.aten.isinf.default)
 
 
 class _ScalarValues(TorchDispatchMode):
@@ -80,7 +81,7 @@ class _ScalarValues(TorchDispatchMode):
             return found
         result = func(*args, **(kwargs or {}))
         self._routing.follow(func, args, result)
-        if func is torch.ops.aten.any.default or (func is _LESS_THAN and args[1] <= 0):
+        if func in _ARE_FALSE or (func is _LESS_THAN and args[1] <= 0):
             self._false_ids.add(id(result))
             weakref.finalize(result, self._false_ids.discard, id(result))
         return result
@@ -195,6 +196,16 @@ def _give_quant_state(module: Any) -> None:
     module.weight.quant_state = module.quant_state
 
 
+_move = nn.Module.to
+
+
+def _stay_or_move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.Module.to, which a Trainer calls for a model that is on its device already: fake weights cannot move."""
+    if any(isinstance(parameter, FakeTensor) for parameter in module.parameters()):
+        return module
+    return _move(module, *args, **kwargs)
+
+
 def _step_without_overflow_check(
     _scaler: Any, optimizer: torch.optim.Optimizer, _state: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -229,6 +240,7 @@ def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
         enter(_fake_ranks(trial))
         enter(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
         enter(mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_without_overflow_check))
+        enter(mock.patch.object(nn.Module, "to", _stay_or_move))
         enter(mock.patch.object(fsdp, "DistributedDataParallel", FakeReplicas))
         enter(mock.patch.object(bnb_kernels, "lib", _NoNativeCode()))
         enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))

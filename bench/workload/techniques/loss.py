@@ -118,7 +118,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
     chunked.chunks_run = chunked.logits_bytes = 0
 
     def evidence() -> dict[str, Any]:
-        steps = len(run.micro_batches)
+        steps = run.micro_steps
         trial = run.trial
         tokens = trial.micro_batch_size * trial.seq_len
         size = math.ceil(tokens / trial.loss.chunks)
