@@ -83,9 +83,7 @@ class Tracker:
                 dispatch.watch_generator_states(lambda state: self._see(state, "result"))
             )
         for _, block in self.run.named_blocks():
-            self._stack.callback(
-                watch_forwards(block, lambda: self._regions.append([]), self._leave_region)
-            )
+            self._stack.callback(watch_forwards(block, self._enter_region, self._leave_region))
         if self.run.trainer is not None:
             feed = self.run.model.register_forward_pre_hook(self._feed, with_kwargs=True)
             self._stack.callback(feed.remove)
@@ -213,6 +211,9 @@ class Tracker:
 
         self._stack.callback(block.register_forward_pre_hook(forward).remove)
         self._stack.callback(block.register_forward_hook(backward).remove)
+
+    def _enter_region(self) -> None:
+        self._regions.append([])
 
     def _leave_region(self) -> None:
         """A block's forward ended. If it was recomputed, what is still alive is kept for its backward."""

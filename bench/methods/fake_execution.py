@@ -4,7 +4,8 @@ In: a trial and its platform. Out: a context, `fake_execution`, and the patches 
 bitsandbytes that it takes. Fake tensors have no values, so code that reads a value gets the one that a
 steady step would find, and takes the measured step's path. Who reads values: transformers' masking_utils
 asks whether tokens are packed or padded (they never are), and treats fake tensors as tracing; torch's
-GradScaler asks whether a gradient overflowed, and the Trainer whether a loss did (not in a steady step); Adafactor reads its step count; some
+GradScaler asks whether a gradient overflowed, and the Trainer whether a loss did (not in a steady step);
+Adafactor reads its step count; some
 mixtures of experts read how many tokens each expert gets (equally many here: balanced routing).
 """
 
@@ -200,7 +201,7 @@ _move = nn.Module.to
 
 
 def _stay_or_move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """nn.Module.to, which a Trainer calls for a model that is on its device already: fake weights cannot move."""
+    """nn.Module.to, which a Trainer calls for a model that is on its device: fake weights cannot move."""
     if any(isinstance(parameter, FakeTensor) for parameter in module.parameters()):
         return module
     return _move(module, *args, **kwargs)

@@ -33,8 +33,8 @@ from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import on_meta
 from bench.workload.build import build
-from bench.workload.shortened import block_kinds, shortened
 from bench.workload.plan import Plan
+from bench.workload.shortened import block_kinds, shortened
 from bench.workload.state import REPEATED, CannotExistError
 from bench.workload.train_step import carry_out
 
@@ -93,15 +93,16 @@ def _simulate_step(
             times = 1 + (run.passed_over if tracker.micro_step == REPEATED else 0)
             work[Operation("module", "", (), 0, 0, tracker.stage)] += times
 
+        tracker = Tracker(run, count)
+
         def plan() -> Plan[None]:
-            nonlocal is_steady, tracker
-            with Tracker(run, count) as tracker, _called_for_each_module(count_module):
+            nonlocal is_steady
+            with tracker, _called_for_each_module(count_module):
                 yield tracker.enter_phase  # makes the optimizer's state
                 tracker.begin()
                 is_steady = True
                 columns["evidence"] = yield from observe.collect_evidence(run, tracker.enter_phase)
 
-        tracker: Tracker
         carry_out(run, plan())
     segments = tracker.segments()
     if run.passed_over and not _micro_steps_repeat(segments):

@@ -57,7 +57,9 @@ def warm_up(run: Run) -> Plan[tuple[Columns, list[float]]]:
 
 
 def timed(run: Run, timing: Timing) -> Plan[tuple[Columns, list[float]]]:
-    """A plan that times blocks of steps until the interval is narrow enough or a budget is spent; drops no step.
+    """A plan that times blocks of steps until the interval is narrow enough or a budget is spent.
+
+    It drops no step.
 
     Returns:
         The columns of time, and the losses; inference has none.
