@@ -138,8 +138,8 @@ def _of_trainer(trial: Trial, platform: Platform) -> Iterator[str]:
         yield f"accelerate ignores fp16=True on device={kind} and trains in the weights' dtype: choose bf16"
     if trial.fsdp.shards and not platform.accelerate_shards:
         yield (
-            f"accelerate knows no FSDP on device={kind}: with fsdp=True the Trainer replicates the model there (DDP); "
-            "choose fsdp=no_shard, or loop=bare"
+            f"accelerate knows no FSDP on device={kind}: with fsdp=True the Trainer replicates the model "
+            "there (DDP); choose fsdp=no_shard, or loop=bare"
         )
     if trial.fsdp.shards:
         yield "loop=trainer does not know FSDP yet: choose loop=bare"
@@ -148,9 +148,9 @@ def _of_trainer(trial: Trial, platform: Platform) -> Iterator[str]:
     if trial.checkpointing.name == "selective":
         yield "TrainingArguments have no word for checkpointing=selective, whose policy is a function"
     if trial.offload.name == "activations":
-        yield "TrainingArguments have no word for offload=activations: they offload what checkpointing keeps"
+        yield "TrainingArguments have no word for offload=activations: they can offload checkpoints alone"
     if trial.keep_outputs:
-        yield "TrainingArguments have no word for keep_outputs: the Trainer lets outputs go before its backward"
+        yield "TrainingArguments have no word for keep_outputs: the Trainer keeps none for its backward"
 
 
 def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[str]:

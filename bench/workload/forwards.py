@@ -1,7 +1,7 @@
 """When a block's own forward runs: also where a checkpoint, whoever made it, runs it a second time.
 
-Hooks on a block that our wrapper checkpoints (`techniques/checkpointing.py`) lie inside the wrapper, so they see
-both runs. transformers' own checkpointing lies inside of `forward`, and hooks see the first run alone.
+Hooks on a block that our wrapper checkpoints (`techniques/checkpointing.py`) lie inside the wrapper, so they
+see both runs. transformers' own checkpointing lies inside of `forward`, and hooks see the first run alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def watch_forwards(
-    block: nn.Module, before: Callable[[], object], after: Callable[[], object]
+    block: nn.Module, before: Callable[[], None], after: Callable[[], None]
 ) -> Callable[[], None]:
     """Calls `before` and `after` around each run of the block's forward; returns what ends it.
 
@@ -22,8 +22,8 @@ def watch_forwards(
     if getattr(block, "gradient_checkpointing", False):
         return _watch_checkpoint(block, before, after)
     hooks = (
-        block.register_forward_pre_hook(lambda _module, _args: ignore(before())),
-        block.register_forward_hook(lambda _module, _args, _output: ignore(after()), always_call=True),
+        block.register_forward_pre_hook(lambda _module, _args: before()),
+        block.register_forward_hook(lambda _module, _args, _output: after(), always_call=True),
     )
 
     def end() -> None:
@@ -33,12 +33,8 @@ def watch_forwards(
     return end
 
 
-def ignore(_value: object) -> None:
-    """A hook must return nothing."""
-
-
 def _watch_checkpoint(
-    block: Any, before: Callable[[], object], after: Callable[[], object]
+    block: Any, before: Callable[[], None], after: Callable[[], None]
 ) -> Callable[[], None]:
     checkpoint = block._gradient_checkpointing_func
 

@@ -1,10 +1,10 @@
 """loop=trainer: the steps of a plan, run by transformers' Trainer.
 
-In: a built run. Out: the same run, which `TrainerLoop.train` brings to life: the Trainer prepares the model, makes
-the optimizer, fetches batches and steps, all by its own code. A callback carries the plan out: the plan's time
-between two steps is the Trainer's `on_step_end`, so that a step is all that the Trainer does from one to the next.
-Nothing of its loop is replaced. Two methods of its Accelerator are called through, to see where a phase begins, which
-loss is differentiated, and whether gradients were clipped: `backward` and `clip_grad_norm_`.
+In: a built run. Out: the same run, in the hands of a Trainer, which prepares the model, makes the optimizer,
+fetches batches and steps, all by its own code. A callback carries the plan out: what the plan does between two
+steps happens in `on_step_end`, so a step is all that the Trainer does from one `on_step_end` to the next. Nothing
+of its loop is replaced. Two methods of its Accelerator are called through a function of ours, which sees where a
+phase begins, which loss is differentiated and whether gradients were clipped: `backward`, `clip_grad_norm_`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Examples = list[dict[str, list[int]]]
 class Tokens(Dataset[dict[str, list[int]]]):
     """The trial's sequences, again and again, in the order in which the Trainer asks for them.
 
-    Of the batches that the Trainer numbers, each rank takes its share in turn (accelerate's BatchSamplerShard), so
-    every rank finds its own batches in its own dataset. Items are lists, as those of the datasets library.
+    Ranks take the Trainer's batches in turn (accelerate's BatchSamplerShard), and each finds its own in its own
+    dataset. Items are lists, as those of the datasets library.
     """
 
     def __init__(self, trial: Trial, batches: list[Examples], steps: int) -> None:
@@ -76,7 +76,7 @@ class TrainerLoop:
         with _launched(run.trial, rank):
             arguments = transformers.TrainingArguments(
                 self._folder.name,
-                **self.arguments | ({"use_cpu": True} if run.device.type == "cpu" else {}),
+                **self.arguments | {"use_cpu": run.device.type == "cpu"},  # a fake step runs there, too
             )
             self.trainer = transformers.Trainer(
                 model=run.model,

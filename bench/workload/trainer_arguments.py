@@ -1,7 +1,7 @@
 """A trial in the words of transformers' TrainingArguments, as far as these have words for it.
 
-In: a trial. Out: the keyword arguments that differ from the defaults, which a person can paste, and which the row
-keeps (`loop_arguments`); and the optimizers for which there is no word. What can be said in neither way is a rule
+In: a trial. Out: keyword arguments that a person can paste, and which the row keeps (`loop_arguments`). An
+optimizer for which there is no word is passed to the Trainer ready made. What can be said in neither way is a rule
 of `trial/skip_rules.py`.
 """
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from bench.trial.spec import Trial
 
-# The Trainer's names of optimizers. It has none for AdamW that is foreach on every device, and for updates in the
-# backward: these are passed to it ready made.
+# There is no name for an AdamW that is foreach on every device, and none for updates in the backward.
 OPTIMIZERS = {
     "adamw": "adamw_torch",
     "adamw_fused": "adamw_torch_fused",

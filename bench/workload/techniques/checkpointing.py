@@ -78,6 +78,10 @@ def _require_input_gradients(model: nn.Module) -> None:
             module.register_forward_hook(lambda _module, _args, out: out.requires_grad_(True))
 
 
+def _nothing() -> None:
+    pass
+
+
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """How many blocks ran their forward a second time within one step.
 
@@ -85,7 +89,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """
     calls: Counter[nn.Module] = Counter()
     watched = [
-        watch_forwards(block, partial(calls.update, (block,)), bool) for _, block in run.named_blocks()
+        watch_forwards(block, partial(calls.update, (block,)), _nothing) for _, block in run.named_blocks()
     ]
 
     def evidence() -> dict[str, Any]:
