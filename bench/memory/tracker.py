@@ -21,17 +21,18 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bench.machine.host import cores
 from bench.memory import dispatch, hidden_allocations
 from bench.memory.cuda_allocator import CachingAllocator, Replay
+from bench.memory.passes import mark_passes
 from bench.memory.timeline import Attribution, Mark, Segment, Storage, Timeline
 from bench.workload.forwards import watch_forwards
 from bench.workload.state import Run, ignored
@@ -89,7 +90,8 @@ class Tracker:
             self._stack.callback(feed.remove)
         for (name, _), block in zip(self.run.named_blocks(), self.run.blocks, strict=True):
             stack, _, number = name.removesuffix("._checkpoint_wrapped_module").rpartition(".")
-            self._mark_passes(block, stack, int(number) if number.isdigit() else None)
+            at = int(number) if number.isdigit() else None
+            mark_passes(block, partial(self._mark, stack, at), self._stack)
         self._stack.enter_context(dispatch.OperationWatch(self.watch))
         return self
 
@@ -197,20 +199,6 @@ class Tracker:
     def _mark(self, stack: str = "", block: int | None = None, operation: str = "") -> None:
         at = len(self._timeline.changes)
         self._timeline.marks.append(Mark(at, self._phase, self._micro_step, stack, block, operation))
-
-    def _mark_passes(self, block: nn.Module, stack: str, number: int | None) -> None:
-        """Marks where the block's forward begins, and where the gradient of its output arrives."""
-
-        def forward(_module: nn.Module, _args: Any) -> None:
-            self._mark(stack, number)
-
-        def backward(_module: nn.Module, _args: Any, output: Any) -> None:
-            first = next((t for t in tree_leaves(output) if isinstance(t, torch.Tensor)), None)
-            if first is not None and first.requires_grad:
-                first.register_hook(lambda _gradient: self._mark(stack, number))
-
-        self._stack.callback(block.register_forward_pre_hook(forward).remove)
-        self._stack.callback(block.register_forward_hook(backward).remove)
 
     def _enter_region(self) -> None:
         self._regions.append([])

@@ -89,17 +89,19 @@ class _ScalarValues(TorchDispatchMode):
 
 
 class FakeReplicas(DistributedDataParallel):
-    """DistributedDataParallel's memory without its reducer, where gradients are views of buckets.
+    """DistributedDataParallel's memory without its reducer.
 
     The reducer is C++ and reads memory, which fake tensors do not have. It holds one flat buffer for each
-    dtype from construction on; every finished gradient is copied into it before its own storage is freed.
+    dtype from construction on, and every finished gradient is copied into it. Where gradients are views of
+    it, their own storage is freed then.
     Source: Reducer::mark_variable_ready_dense in torch/csrc/distributed/c10d.
     """
 
-    def __init__(self, module: nn.Module, **_options: Any) -> None:
+    def __init__(self, module: nn.Module, *, gradient_as_bucket_view: bool = False, **_: Any) -> None:
         nn.Module.__init__(self)
         self.module = module
         self.require_backward_grad_sync = True
+        self._are_views = gradient_as_bucket_view
         offsets: dict[torch.dtype, int] = {}
         starts: list[tuple[nn.Parameter, int]] = []  # each parameter, and where its gradient begins
         for parameter in module.parameters():
@@ -118,7 +120,9 @@ class FakeReplicas(DistributedDataParallel):
 
         def move(parameter: torch.Tensor) -> None:
             if self.require_backward_grad_sync and parameter.grad is not None:
-                parameter.grad = view.copy_(parameter.grad)
+                view.copy_(parameter.grad)
+                if self._are_views:
+                    parameter.grad = view
 
         return move
 
@@ -243,6 +247,7 @@ def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
         enter(mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_without_overflow_check))
         enter(mock.patch.object(nn.Module, "to", _stay_or_move))
         enter(mock.patch.object(fsdp, "DistributedDataParallel", FakeReplicas))
+        enter(mock.patch.object(torch.nn.parallel, "DistributedDataParallel", FakeReplicas))
         enter(mock.patch.object(bnb_kernels, "lib", _NoNativeCode()))
         enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))
         enter(mock.patch.object(bnb_modules, "fix_4bit_weight_quant_state_from_module", _give_quant_state))

@@ -143,8 +143,6 @@ def _of_trainer(trial: Trial, platform: Platform) -> Iterator[str]:
         )
     if trial.fsdp.shards:
         yield "loop=trainer does not know FSDP yet: choose loop=bare"
-    if trial.fsdp.name == "no_shard" and trial.method == "simulate":
-        yield "method=simulate does not know accelerate's DDP yet: measure it, or choose loop=bare"
     if trial.checkpointing.name == "selective":
         yield "TrainingArguments have no word for checkpointing=selective, whose policy is a function"
     if trial.offload.name == "activations":

@@ -1,7 +1,8 @@
 """When a block's own forward runs: also where a checkpoint, whoever made it, runs it a second time.
 
-Hooks on a block that our wrapper checkpoints (`techniques/checkpointing.py`) lie inside the wrapper, so they
-see both runs. transformers' own checkpointing lies inside of `forward`, and hooks see the first run alone.
+Hooks on a block that our wrapper checkpoints (`techniques/checkpointing.py`) lie inside the wrapper, so
+they see both runs. transformers' own checkpointing lies inside of `forward`, and hooks see the first run
+alone.
 """
 
 from __future__ import annotations

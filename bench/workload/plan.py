@@ -1,8 +1,8 @@
 """A plan of steps: what shall be done before, between and after steps, whoever's loop runs them.
 
-A plan is a generator. Where a step shall run it yields what is to be told of each phase that begins, and gets
-back the step's loss, or the tokens of a generation. In the end it returns what it found. So the same plan is
-carried out by our own loop (`train_step.py`), and by one that calls us (`trainer.py`).
+A plan is a generator. Where a step shall run it yields what is to be told of each phase that begins, and
+gets back the step's loss, or the tokens of a generation. In the end it returns what it found. So the same
+plan is carried out by our own loop (`train_step.py`), and by one that calls us (`trainer.py`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """loop=trainer: the steps of a plan, run by transformers' Trainer.
 
-In: a built run. Out: the same run, in the hands of a Trainer, which prepares the model, makes the optimizer,
-fetches batches and steps, all by its own code. A callback carries the plan out: what the plan does between two
-steps happens in `on_step_end`, so a step is all that the Trainer does from one `on_step_end` to the next. Nothing
-of its loop is replaced. Two methods of its Accelerator are called through a function of ours, which sees where a
-phase begins, which loss is differentiated and whether gradients were clipped: `backward`, `clip_grad_norm_`.
+In: a built run. Out: the same run, in the hands of a Trainer, which prepares the model, makes the
+optimizer, fetches batches and steps, all by its own code. A callback carries the plan out: what the plan
+does between two steps happens in `on_step_end`, so a step is all that the Trainer does from one
+`on_step_end` to the next. Nothing of its loop is replaced. Two methods of its Accelerator are called
+through a function of ours, which sees where a phase begins, which loss is differentiated and whether
+gradients were clipped: `backward`, `clip_grad_norm_`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils.operations import ConvertOutputsToFp32
 from torch.utils.data import Dataset
 from transformers.trainer_callback import PrinterCallback
 
@@ -33,8 +35,8 @@ Examples = list[dict[str, list[int]]]
 class Tokens(Dataset[dict[str, list[int]]]):
     """The trial's sequences, again and again, in the order in which the Trainer asks for them.
 
-    Ranks take the Trainer's batches in turn (accelerate's BatchSamplerShard), and each finds its own in its own
-    dataset. Items are lists, as those of the datasets library.
+    Ranks take the Trainer's batches in turn (accelerate's BatchSamplerShard), and each finds its own in its
+    own dataset. Items are lists, as those of the datasets library.
     """
 
     def __init__(self, trial: Trial, batches: list[Examples], steps: int) -> None:
@@ -69,7 +71,8 @@ class TrainerLoop:
         self.arguments = arguments_of(
             run.trial, epsilon=optimizer.epsilon(run.trial, trained), on_cpu=on_cpu
         )
-        made = None if names_optimizer(run.trial) else optimizer.made(run.trial, trained)
+        self.optimizer_passed = not names_optimizer(run.trial)
+        made = optimizer.made(run.trial, trained) if self.optimizer_passed else None
         self._folder = TemporaryDirectory(prefix="bench-trainer-")
         self._enter: Enter = unwatched
         self._losses: list[torch.Tensor] = []
@@ -85,6 +88,17 @@ class TrainerLoop:
                 optimizers=(made, None),
             )
         self.trainer.remove_callback(PrinterCallback)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the Trainer has counted."""
+        return int(self.trainer.state.global_step)
+
+    @property
+    def copies_outputs(self) -> bool:
+        """Whether accelerate copies what the model returns in 16 bits, logits included, to float32."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped, keep_fp32_wrapper=True)
+        return isinstance(getattr(model.forward, "__wrapped__", None), ConvertOutputsToFp32)
 
     def train(self, conductor: Conductor[Any]) -> None:
         """Runs the steps that a plan asks for."""

@@ -1,8 +1,8 @@
 """A trial in the words of transformers' TrainingArguments, as far as these have words for it.
 
 In: a trial. Out: keyword arguments that a person can paste, and which the row keeps (`loop_arguments`). An
-optimizer for which there is no word is passed to the Trainer ready made. What can be said in neither way is a rule
-of `trial/skip_rules.py`.
+optimizer for which there is no word is passed to the Trainer ready made. What can be said in neither way is
+a rule of `trial/skip_rules.py`.
 """
 
 from __future__ import annotations

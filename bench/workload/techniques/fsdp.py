@@ -53,7 +53,7 @@ def apply(run: Run) -> None:
         run.gradient_sync = _fsdp_gradient_sync
     else:
         materialise(run.model, **options)
-        if trial.fsdp.name == "no_shard":
+        if trial.fsdp.name == "no_shard" and not trial.loop.is_trainer:  # which replicates by itself
             # Gradients as views of the buckets: otherwise DDP holds every gradient twice.
             run.model = DistributedDataParallel(run.model, gradient_as_bucket_view=True, init_sync=False)
             run.gradient_sync = _ddp_gradient_sync

@@ -59,7 +59,7 @@ class InBackward(torch.optim.Optimizer):
     """
 
     def __init__(self, trial: Trial, parameters: list[torch.nn.Parameter]) -> None:
-        super().__init__(parameters, {})
+        super().__init__(parameters, {"lr": trial.optimizer.lr})
         self.optimizers = {parameter: make(trial, [parameter]) for parameter in parameters}
         self.updates = 0  # since it was set to 0
         for parameter in parameters:
