@@ -109,9 +109,10 @@ class FakeReplicas(DistributedDataParallel):
                 start = offsets.get(parameter.dtype, 0)
                 starts.append((parameter, start))
                 offsets[parameter.dtype] = start + parameter.numel()
-        self._buckets = {dtype: torch.empty(size, dtype=dtype) for dtype, size in offsets.items()}
+        self.buckets = [torch.empty(size, dtype=dtype) for dtype, size in offsets.items()]
+        by_dtype = dict(zip(offsets, self.buckets, strict=True))
         for parameter, start in starts:
-            bucket = self._buckets[parameter.dtype]
+            bucket = by_dtype[parameter.dtype]
             view = bucket[start : start + parameter.numel()].view_as(parameter)
             parameter.register_post_accumulate_grad_hook(self._move_into(view))
 

@@ -76,7 +76,7 @@ class TrainerLoop:
         self._folder = TemporaryDirectory(prefix="bench-trainer-")
         self._enter: Enter = unwatched
         self._losses: list[torch.Tensor] = []
-        with _launched(run.trial, rank):
+        with _launched(run, rank):
             arguments = transformers.TrainingArguments(
                 self._folder.name,
                 **self.arguments | {"use_cpu": run.device.type == "cpu"},  # a fake step runs there, too
@@ -104,7 +104,7 @@ class TrainerLoop:
         """Runs the steps that a plan asks for."""
         self._call_through()
         self.trainer.add_callback(_Steps(self, conductor))
-        with _launched(self.run.trial, self._rank):
+        with _launched(self.run, self._rank):
             try:
                 self.trainer.train()
             finally:
@@ -178,9 +178,11 @@ class _Steps(transformers.TrainerCallback):
 
 
 @contextmanager
-def _launched(trial: Trial, rank: int) -> Iterator[None]:
+def _launched(run: Run, rank: int) -> Iterator[None]:
     """Inside, accelerate finds what its launcher would have said; afterwards it has forgotten it."""
-    before = dict(os.environ)
+    before, trial = dict(os.environ), run.trial
+    if run.is_fake:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(run.device)
     if trial.fsdp.name != "off":
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
         os.environ |= {"WORLD_SIZE": f"{trial.world_size}", "LOCAL_WORLD_SIZE": f"{trial.world_size}"}
