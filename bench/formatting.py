@@ -35,10 +35,13 @@ def format_bytes(size: float) -> str:
 
 
 def format_difference(size: float) -> str:
-    """A difference of bytes with its sign and unit: `+12.3 MiB`; `0` where there is none."""
+    """A difference of bytes with its sign and unit: `+12.3 MiB`, `−4.0 KiB`; `0` where there is none."""
     if not size:
         return "0"
-    return f"{'+' if size > 0 else '−'}{format_bytes(abs(size))}"
+    small = abs(size) < 2**20 / 10
+    return (
+        f"{'+' if size > 0 else '−'}{f'{abs(size) / 2**10:.1f} KiB' if small else format_bytes(abs(size))}"
+    )
 
 
 def format_peak(size: float, status: str) -> str:

@@ -49,7 +49,7 @@ def _line(pair: Neighbours) -> dict[str, Any]:
 def mechanisms(bare: Row, trainer: Row) -> list[str]:
     """What the rows' evidence and definitions say that the Trainer does otherwise."""
     plain, found = _evidence(bare), _evidence(trainer)
-    said = ["fetches a batch ahead and holds those of an accumulation"]
+    said = ["holds the batches of two accumulations while it fetches one"]
     if found.get("outputs_copied_to_float32"):
         said.append("copies 16-bit outputs, logits included, to float32")
     if not trainer["facts"].get("max_grad_norm"):

@@ -142,7 +142,6 @@ _LOOP = (
 _TRAINER = (
     "loop=trainer precision=bf16 max_grad_norm=1 grad_accum_steps=2 checkpointing=on",
     "loop=trainer optimizer=adamw_8bit seq_len=16",
-    "loop=trainer precision=nf4 precision.param_dtype=bfloat16 lora=on seq_len=32",
     "loop=trainer fsdp=no_shard fsdp.world_size=2 grad_accum_steps=2",
 )
 
