@@ -55,11 +55,20 @@ def mechanisms(bare: Row, trainer: Row) -> list[str]:
     if not trainer["facts"].get("max_grad_norm"):
         said.append("takes the norm of all gradients, though nothing is clipped")
     if plain.get("parameter_dtypes") != found.get("parameter_dtypes"):
-        said.append("peft widened what is not quantised to float32")
+        by_peft = trainer["facts"].get("precision.quantization") != "none"
+        said.append(
+            "peft widened what is not quantised to float32"
+            if by_peft
+            else "accelerate widened what trains to float32, as under FSDP alone"
+        )
     if str(trainer["optimizer"]).startswith("adamw_8bit"):
         said.append("keeps the optimizer's state of embeddings in 32 bits")
     elif plain.get("optimizer_class") == found.get("optimizer_class") == "Adafactor":
         said.append("has an Adafactor of its own")
+    if trainer["fsdp"] in ("full_shard", "shard_grad_op"):
+        said.append(
+            "shards embedding and head by themselves, and casts by FSDP's policy in place of autocast"
+        )
     if trainer["fsdp"] == "no_shard":
         said.append("holds every gradient twice, in DDP's buckets too")
     return said

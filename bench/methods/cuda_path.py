@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, PartialState
 from bitsandbytes.autograd import _functions as bnb_autograd
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer as torch_optimizer
@@ -152,6 +152,9 @@ def cuda_semantics(trial: Trial, platform: Platform) -> Iterator[None]:
             enter(mock.patch.object(bnb_autograd, "MatMul8bitFp", bnb_autograd.MatMul8bitLt))
         if platform.peft_sees_autocast:
             enter(mock.patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
+        if platform.accelerate_shards and trial.fsdp.name != "off":
+            gpus = ("fake", DistributedType.MULTI_GPU)
+            enter(mock.patch.object(PartialState, "_prepare_backend", lambda *_: gpus))
         if platform.accelerate_runs_fp16:
             enter(mock.patch.object(Accelerator, "__init__", _make_accelerator_with_fp16))
         if platform.autocast_widens:

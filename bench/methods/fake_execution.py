@@ -26,6 +26,8 @@ from bitsandbytes.nn import modules as bnb_modules
 from torch import nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp._fully_shard import _fully_shard as fully_shard_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -233,6 +235,22 @@ def _fake_ranks(trial: Trial) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _whole_mesh(*_: Any) -> DeviceMesh:
+    """What fully_shard shards over if nobody says: all ranks. Computing on their numbers takes data."""
+    with unset_fake_temporarily():
+        return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def _as_it_is(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+    """In place of Tensor.pin_memory."""
+    return tensor
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """In place of the address, which fake tensors lack: by it accelerate tells parameters apart."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 @contextmanager
 def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
     """Inside, `trial` can be built and stepped with no memory, no device and no other rank.
@@ -247,6 +265,9 @@ def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
         enter(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
         enter(mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_without_overflow_check))
         enter(mock.patch.object(nn.Module, "to", _stay_or_move))
+        enter(mock.patch.object(FakeTensor, "data_ptr", _address))
+        enter(mock.patch.object(FakeTensor, "pin_memory", _as_it_is))
+        enter(mock.patch.object(fully_shard_module, "_init_default_mesh", _whole_mesh))
         enter(mock.patch.object(fsdp, "DistributedDataParallel", FakeReplicas))
         enter(mock.patch.object(torch.nn.parallel, "DistributedDataParallel", FakeReplicas))
         enter(mock.patch.object(bnb_kernels, "lib", _NoNativeCode()))

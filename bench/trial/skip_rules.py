@@ -141,8 +141,11 @@ def _of_trainer(trial: Trial, platform: Platform) -> Iterator[str]:
             f"accelerate knows no FSDP on device={kind}: with fsdp=True the Trainer replicates the model "
             "there (DDP); choose fsdp=no_shard, or loop=bare"
         )
-    if trial.fsdp.shards:
-        yield "loop=trainer does not know FSDP yet: choose loop=bare"
+    if trial.fsdp.shards and trial.optimizer.name == "adamw_foreach":
+        yield (
+            "TrainingArguments have no word for optimizer=adamw_foreach, and under FSDP it takes no "
+            "optimizer but its own: choose adamw, which is foreach on a GPU"
+        )
     if trial.checkpointing.name == "selective":
         yield "TrainingArguments have no word for checkpointing=selective, whose policy is a function"
     if trial.offload.name == "activations":

@@ -109,6 +109,12 @@ class Trial:
         return self.seq_len + (self.workload.decode_tokens - 1 if self.workload.name == "decode" else 0)
 
     @property
+    def runs_autocast(self) -> bool:
+        """Whether a step runs under autocast; under FSDP accelerate casts by FSDP's policy in its place."""
+        by_policy = self.loop.is_trainer and self.fsdp.shards
+        return self.precision.runs_autocast and not self.workload.inference and not by_policy
+
+    @property
     def quantises_weights(self) -> bool:
         """Whether the blocks' linear weights are stored quantised; int8 weights that train are not."""
         frozen = self.lora.enabled or self.workload.inference
@@ -281,6 +287,6 @@ def axes_of(trial: Trial) -> dict[str, Any]:
         "param_dtype": trial.precision.param_dtype,
         "compute_dtype": trial.precision.compute_dtype,
         "quantization": trial.precision.quantization,
-        "autocast": trial.precision.runs_autocast and not trial.workload.inference,
+        "autocast": trial.runs_autocast,
         "memory_limit_bytes": trial.memory_limit_bytes,
     }

@@ -10,12 +10,14 @@ gradients were clipped: `backward`, `clip_grad_norm_`.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState
@@ -79,8 +81,11 @@ class TrainerLoop:
         with _launched(run, rank):
             arguments = transformers.TrainingArguments(
                 self._folder.name,
-                **self.arguments | {"use_cpu": run.device.type == "cpu"},  # a fake step runs there, too
+                **copy.deepcopy(self.arguments)
+                | {"use_cpu": run.device.type == "cpu"},  # a fake step runs there, too
             )
+            if run.device.type != "cpu":
+                _pin(arguments, run.device)
             self.trainer = transformers.Trainer(
                 model=run.model,
                 args=arguments,
@@ -177,6 +182,13 @@ class _Steps(transformers.TrainerCallback):
             self._loop.begin_step(enter)
 
 
+def _pin(arguments: Any, device: torch.device) -> None:
+    """Makes the Trainer train on this one device; else it would take all that it sees (DataParallel)."""
+    arguments._n_gpu = 1
+    arguments.__dict__["_setup_devices"] = device
+    torch.accelerator.set_device_index(device)
+
+
 @contextmanager
 def _launched(run: Run, rank: int) -> Iterator[None]:
     """Inside, accelerate finds what its launcher would have said; afterwards it has forgotten it."""
@@ -184,7 +196,7 @@ def _launched(run: Run, rank: int) -> Iterator[None]:
     if run.is_fake:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(run.device)
     if trial.fsdp.name != "off":
-        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{run.device.index or rank}"}
         os.environ |= {"WORLD_SIZE": f"{trial.world_size}", "LOCAL_WORLD_SIZE": f"{trial.world_size}"}
     try:
         yield
@@ -194,6 +206,10 @@ def _launched(run: Run, rank: int) -> Iterator[None]:
 
 
 def _forget() -> None:
-    """accelerate's state of the process, which the next Trainer in it must not find."""
+    """Resets what accelerate and bitsandbytes keep for the whole process, the model among it.
+
+    The next Trainer, and the next optimizer, must not find it.
+    """
+    bnb.optim.GlobalOptimManager.get_instance().initialize()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -46,7 +46,9 @@ def arguments_of(trial: Trial, *, epsilon: float, on_cpu: bool) -> dict[str, Any
         "max_grad_norm": trial.max_grad_norm or 0.0,
         "seed": trial.seed,
     }
-    if trial.checkpointing.name == "on":
+    if trial.fsdp.shards:
+        arguments |= {"fsdp": True, "fsdp_config": _sharding(trial)}
+    elif trial.checkpointing.name == "on":
         arguments["gradient_checkpointing"] = True
         # bitsandbytes' int8 products keep their input where the other kind cannot free it
         reentrant = trial.precision.quantization == "int8"
@@ -55,6 +57,16 @@ def arguments_of(trial: Trial, *, epsilon: float, on_cpu: bool) -> dict[str, Any
         arguments["use_cpu"] = True
     silent = {"logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
     return arguments | {"train_sampling_strategy": "sequential"} | silent
+
+
+def _sharding(trial: Trial) -> dict[str, Any]:
+    """FSDP's own keys: which of them to use for checkpointing is the Trainer's advice."""
+    config: dict[str, Any] = {"reshard_after_forward": trial.fsdp.name == "full_shard"}
+    if trial.checkpointing.name == "on":
+        config["activation_checkpointing"] = True
+    if trial.offload.name == "params":
+        config["cpu_offload"] = True
+    return config
 
 
 def _precision(trial: Trial) -> dict[str, Any]:

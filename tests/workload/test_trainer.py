@@ -182,6 +182,10 @@ def test_library_state_of_embeddings_stays_in_32_bits() -> None:
     assert bare is not None
     assert trainer is not None
     assert trainer - bare == EMBEDDING * 6 - 2 * EMBEDDING // 256 * 4
+    manager = bnb.optim.GlobalOptimManager.get_instance()
+    assert not manager.module_weight_config_triple, (
+        "the process forgets it: it would be the next trial's, too"
+    )
 
 
 def test_library_norms_are_not_decayed() -> None:
