@@ -148,6 +148,18 @@ def test_fp16_scales_losses_where_it_is_simulated_for_a_gpu() -> None:
     assert evidence["autocast_dtypes"] == ["float16"]
 
 
+def test_fsdp_of_a_gpu_shards_and_widens_16_bit_weights() -> None:
+    """Half of the weights in float32, though they were made in 16 bits; one block at a time is gathered."""
+    words = ("method=simulate", SHORT, "precision=bf16_autocast", "fsdp=full_shard", "fsdp.world_size=2")
+    trial = make_trial("loop=trainer", *words)
+    assert skip_reason(trial, CUDA, 0) is None
+    found = simulate(trial, CUDA).columns
+    assert found["evidence"]["sharded_blocks"] == 2
+    assert found["evidence"]["parameter_dtypes"] == {"float32": 21}
+    assert found["evidence"]["parameter_bytes_held"] * 2 == found["param_count"] * 4
+    assert found["gathered_max_bytes"] == pytest.approx((4 * 128 * 128 + 3 * 128 * 352) * 2, rel=0.01)
+
+
 def test_library_defaults_that_change_memory() -> None:
     """Whoever says nothing gets these: max_grad_norm=1 optimizer=adamw_fused."""
     arguments = transformers.TrainingArguments(use_cpu=True)
