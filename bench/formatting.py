@@ -34,6 +34,16 @@ def format_bytes(size: float) -> str:
     return f"{number:,.1f} GiB" if number >= 10 else f"{number:.2f} GiB"
 
 
+def format_difference(size: float) -> str:
+    """A difference of bytes with its sign and unit: `+12.3 MiB`, `−4.0 KiB`; `0` where there is none."""
+    if not size:
+        return "0"
+    small = abs(size) < 2**20 / 10
+    return (
+        f"{'+' if size > 0 else '−'}{f'{abs(size) / 2**10:.1f} KiB' if small else format_bytes(abs(size))}"
+    )
+
+
 def format_peak(size: float, status: str) -> str:
     """A trial's peak with its unit; one that ran out of memory needs more than it reached."""
     return f"more than {format_bytes(size)}" if status == "oom" else format_bytes(size)

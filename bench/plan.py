@@ -146,7 +146,17 @@ def _card(name: str) -> Any:
 
 def _techniques_and_rest(choices: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
     """Choices of techniques, combined within a table, and the others (models, shapes), a table for each."""
-    axes = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "loss", "kv_cache")
+    axes = (
+        "precision",
+        "lora",
+        "checkpointing",
+        "fsdp",
+        "offload",
+        "optimizer",
+        "loss",
+        "loop",
+        "kv_cache",
+    )
     techniques = [values for values in choices if values[0].partition("=")[0].split(".")[0] in axes]
     return techniques, [values for values in choices if values not in techniques]
 

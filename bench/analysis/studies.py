@@ -17,8 +17,19 @@ from bench.trial.outcome import STATUSES, counting_executions
 from bench.trial.spec import from_text, shape_words
 from bench.trial.vocabulary import CATEGORIES, PRECISION_COLUMNS
 
-TECHNIQUES = ("precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "loss", "kv_cache")
-PLAIN = {"precision": "fp32", "lora": "off", "checkpointing": "off", "fsdp": "off", "offload": "off"}
+TECHNIQUES = (
+    "precision",
+    "lora",
+    "checkpointing",
+    "fsdp",
+    "offload",
+    "optimizer",
+    "loss",
+    "loop",
+    "kv_cache",
+)
+PLAIN = dict.fromkeys(("lora", "checkpointing", "fsdp", "offload"), "off")
+PLAIN |= {"precision": "fp32", "loss": "full", "loop": "bare", "kv_cache": "dynamic"}
 PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
 PEAK, RATE = "peak_allocated_bytes", "tokens_per_sec_per_device"
 BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
@@ -199,7 +210,7 @@ def step_words(axis: str, facts: dict[str, Any]) -> str:
         return level
     if axis == "kv_cache":
         return "" if level in ("off", "dynamic") else f"{level} cache"
-    if level in ("off", "full"):
+    if level in ("off", "full", "bare"):
         return ""
     if axis == "lora":
         return f"LoRA r{facts['lora.rank']}" if "lora.rank" in facts else "LoRA"
@@ -208,6 +219,8 @@ def step_words(axis: str, facts: dict[str, Any]) -> str:
     if axis == "fsdp":
         name = "DDP" if level == "no_shard" else f"FSDP {level}"
         return f"{name} ×{facts.get('fsdp.world_size', 1)}"
+    if axis == "loop":
+        return "Trainer"
     if axis == "loss":
         return f"loss in {facts.get('loss.chunks', 'several')} chunks"
     return f"offload {level}"
@@ -234,10 +247,8 @@ def _baselines(merged: pd.DataFrame) -> list[Any]:
     """The index of each study's trial with the fewest techniques."""
     optimizers = [*PLAIN_OPTIMIZERS, *sorted(set(merged["optimizer"]) - set(PLAIN_OPTIMIZERS))]
     ranked = merged.assign(
-        many=sum((merged[axis] != level).astype(int) for axis, level in PLAIN.items())
-        + ~merged["optimizer"].isin(PLAIN_OPTIMIZERS)
-        + (merged["kv_cache"] == "static")
-        + (merged["loss"] == "chunked"),
+        many=sum((merged[axis].fillna(level) != level).astype(int) for axis, level in PLAIN.items())
+        + ~merged["optimizer"].isin(PLAIN_OPTIMIZERS),
         nth=merged["optimizer"].map(optimizers.index),
         impossible=merged["status"] == "skipped",
     )

@@ -35,6 +35,9 @@ def text() -> str:
     parts = [_HEADER, "\nAxes (axis=level, with -m also axis=level,level)"]
     for axis in axes():
         parts += ["", f"{axis}", *_levels(axis)]
+    parts += ["", "Experiments (+experiment=NAME: the levels and keys of one trial)", ""]
+    for file in sorted((_CONF / "experiment").glob("*.yaml")):
+        parts.append(_explained(file.stem, _first_sentence(file.read_text().splitlines()[1:])))
     parts += ["", "Keys (key=value, with -m also key=value,value)", "", *_keys()]
     return "\n".join(parts)
 

@@ -21,18 +21,20 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bench.machine.host import cores
 from bench.memory import dispatch, hidden_allocations
 from bench.memory.cuda_allocator import CachingAllocator, Replay
+from bench.memory.passes import mark_passes
 from bench.memory.timeline import Attribution, Mark, Segment, Storage, Timeline
+from bench.workload.forwards import watch_forwards
 from bench.workload.state import Run, ignored
 from bench.workload.tensors import (
     cache_tensors,
@@ -42,6 +44,7 @@ from bench.workload.tensors import (
     weight_tensors,
 )
 
+_FROM_VALUES = torch.ops.aten.lift_fresh.default  # torch.tensor: nobody sees it allocate
 _SMALLEST_PAGED = 100_000  # elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)
 
 
@@ -81,13 +84,14 @@ class Tracker:
                 dispatch.watch_generator_states(lambda state: self._see(state, "result"))
             )
         for _, block in self.run.named_blocks():
-            before = block.register_forward_pre_hook(lambda _m, _a: self._regions.append([]))
-            self._stack.callback(before.remove)
-            after = block.register_forward_hook(self._leave_region, always_call=True)
-            self._stack.callback(after.remove)
+            self._stack.callback(watch_forwards(block, self._enter_region, self._leave_region))
+        if self.run.trainer is not None:
+            feed = self.run.model.register_forward_pre_hook(self._feed, with_kwargs=True)
+            self._stack.callback(feed.remove)
         for (name, _), block in zip(self.run.named_blocks(), self.run.blocks, strict=True):
             stack, _, number = name.removesuffix("._checkpoint_wrapped_module").rpartition(".")
-            self._mark_passes(block, stack, int(number) if number.isdigit() else None)
+            at = int(number) if number.isdigit() else None
+            mark_passes(block, partial(self._mark, stack, at), self._stack)
         self._stack.enter_context(dispatch.OperationWatch(self.watch))
         return self
 
@@ -97,6 +101,10 @@ class Tracker:
         self._categorise("gradient", gradient_tensors(self.run.model))
         self._categorise("optimizer", self._optimizer_tensors())
         self._categorise("input", (t for batch in self.run.batches for t in batch.values()))
+
+    def _feed(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """A loop that fetches its batches gives one to the model."""
+        self._categorise("input", tensors_in((*args, *kwargs.values())))
 
     def begin(self) -> None:
         """Starts the step that is reported; what came before is kept for the allocator's replay only."""
@@ -128,8 +136,9 @@ class Tracker:
         self._inside_whole -= is_whole
         if self.is_counted() and not self._inside_whole and (is_whole or not was_decomposed):
             self._on_operation(func, args, kwargs, result)
+        made_before = "result" if func is _FROM_VALUES and not self.run.is_fake else "argument"
         for tensor in tensors_in((*args, *kwargs.values())):
-            self._see(tensor, "argument")
+            self._see(tensor, made_before)
         for tensor in tensors_in((result,)):
             self._see(tensor, "result")
         workspace = 0
@@ -191,21 +200,10 @@ class Tracker:
         at = len(self._timeline.changes)
         self._timeline.marks.append(Mark(at, self._phase, self._micro_step, stack, block, operation))
 
-    def _mark_passes(self, block: nn.Module, stack: str, number: int | None) -> None:
-        """Marks where the block's forward begins, and where the gradient of its output arrives."""
+    def _enter_region(self) -> None:
+        self._regions.append([])
 
-        def forward(_module: nn.Module, _args: Any) -> None:
-            self._mark(stack, number)
-
-        def backward(_module: nn.Module, _args: Any, output: Any) -> None:
-            first = next((t for t in tree_leaves(output) if isinstance(t, torch.Tensor)), None)
-            if first is not None and first.requires_grad:
-                first.register_hook(lambda _gradient: self._mark(stack, number))
-
-        self._stack.callback(block.register_forward_pre_hook(forward).remove)
-        self._stack.callback(block.register_forward_hook(backward).remove)
-
-    def _leave_region(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+    def _leave_region(self) -> None:
         """A block's forward ended. If it was recomputed, what is still alive is kept for its backward."""
         region = self._regions.pop()
         self._keep(region if self._phase == "backward" else ())

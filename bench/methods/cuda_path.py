@@ -2,8 +2,8 @@
 
 In: a trial and its platform. Out: a context, `cuda_semantics`, and the patches of torch and bitsandbytes
 that it takes: CUDA's lists of operations that autocast casts (autocast_mode.h), foreach optimizers by
-default, int8 matmuls in autograd, and whether libraries see that autocast is on. What CUDA's kernels
-allocate is in `memory/cuda_kernels.py`.
+default, int8 matmuls in autograd, fp16 under accelerate, and whether libraries see that autocast is on.
+What CUDA's kernels allocate is in `memory/cuda_kernels.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from accelerate import Accelerator, DistributedType, PartialState
 from bitsandbytes.autograd import _functions as bnb_autograd
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer as torch_optimizer
@@ -116,6 +117,17 @@ def _is_autocast_enabled(device_type: str = "cpu") -> bool:
     return _torch_is_autocast_enabled(device_type)
 
 
+_make_accelerator = Accelerator.__init__
+
+
+def _make_accelerator_with_fp16(accelerator: Any, *args: Any, **kwargs: Any) -> None:
+    """Accelerator.__init__, which heeds fp16 on a GPU alone."""
+    _make_accelerator(accelerator, *args, **kwargs)
+    if accelerator.mixed_precision == "fp16":
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+
+
 @contextmanager
 def cuda_semantics(trial: Trial, platform: Platform) -> Iterator[None]:
     """Inside, a simulated step over CPU tensors takes the code path that it takes on `platform`.
@@ -140,6 +152,11 @@ def cuda_semantics(trial: Trial, platform: Platform) -> Iterator[None]:
             enter(mock.patch.object(bnb_autograd, "MatMul8bitFp", bnb_autograd.MatMul8bitLt))
         if platform.peft_sees_autocast:
             enter(mock.patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
+        if platform.accelerate_shards and trial.fsdp.name != "off":
+            gpus = ("fake", DistributedType.MULTI_GPU)
+            enter(mock.patch.object(PartialState, "_prepare_backend", lambda *_: gpus))
+        if platform.accelerate_runs_fp16:
+            enter(mock.patch.object(Accelerator, "__init__", _make_accelerator_with_fp16))
         if platform.autocast_widens:
             enter(_cuda_autocast_lists())
         yield

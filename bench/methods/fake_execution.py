@@ -4,7 +4,8 @@ In: a trial and its platform. Out: a context, `fake_execution`, and the patches 
 bitsandbytes that it takes. Fake tensors have no values, so code that reads a value gets the one that a
 steady step would find, and takes the measured step's path. Who reads values: transformers' masking_utils
 asks whether tokens are packed or padded (they never are), and treats fake tensors as tracing; torch's
-GradScaler asks whether a gradient overflowed (not in a steady step); Adafactor reads its step count; some
+GradScaler asks whether a gradient overflowed, and the Trainer whether a loss did (not in a steady step);
+Adafactor reads its step count; some
 mixtures of experts read how many tokens each expert gets (equally many here: balanced routing).
 """
 
@@ -25,6 +26,8 @@ from bitsandbytes.nn import modules as bnb_modules
 from torch import nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp._fully_shard import _fully_shard as fully_shard_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +41,7 @@ from bench.trial.spec import Trial
 from bench.workload.techniques import fsdp
 
 _LESS_THAN = torch.ops.aten.lt.Scalar  # OPT asks whether a random number is below its layerdrop of 0
+_ARE_FALSE = (torch.ops.aten.any.default, torch.ops.aten.isnan.default, torch.ops.aten.isinf.default)
 
 
 class _ScalarValues(TorchDispatchMode):
@@ -80,24 +84,26 @@ class _ScalarValues(TorchDispatchMode):
             return found
         result = func(*args, **(kwargs or {}))
         self._routing.follow(func, args, result)
-        if func is torch.ops.aten.any.default or (func is _LESS_THAN and args[1] <= 0):
+        if func in _ARE_FALSE or (func is _LESS_THAN and args[1] <= 0):
             self._false_ids.add(id(result))
             weakref.finalize(result, self._false_ids.discard, id(result))
         return result
 
 
 class FakeReplicas(DistributedDataParallel):
-    """DistributedDataParallel's memory without its reducer, where gradients are views of buckets.
+    """DistributedDataParallel's memory without its reducer.
 
     The reducer is C++ and reads memory, which fake tensors do not have. It holds one flat buffer for each
-    dtype from construction on; every finished gradient is copied into it before its own storage is freed.
+    dtype from construction on, and every finished gradient is copied into it. Where gradients are views of
+    it, their own storage is freed then.
     Source: Reducer::mark_variable_ready_dense in torch/csrc/distributed/c10d.
     """
 
-    def __init__(self, module: nn.Module, **_options: Any) -> None:
+    def __init__(self, module: nn.Module, *, gradient_as_bucket_view: bool = False, **_: Any) -> None:
         nn.Module.__init__(self)
         self.module = module
         self.require_backward_grad_sync = True
+        self._are_views = gradient_as_bucket_view
         offsets: dict[torch.dtype, int] = {}
         starts: list[tuple[nn.Parameter, int]] = []  # each parameter, and where its gradient begins
         for parameter in module.parameters():
@@ -105,9 +111,10 @@ class FakeReplicas(DistributedDataParallel):
                 start = offsets.get(parameter.dtype, 0)
                 starts.append((parameter, start))
                 offsets[parameter.dtype] = start + parameter.numel()
-        self._buckets = {dtype: torch.empty(size, dtype=dtype) for dtype, size in offsets.items()}
+        self.buckets = [torch.empty(size, dtype=dtype) for dtype, size in offsets.items()]
+        by_dtype = dict(zip(offsets, self.buckets, strict=True))
         for parameter, start in starts:
-            bucket = self._buckets[parameter.dtype]
+            bucket = by_dtype[parameter.dtype]
             view = bucket[start : start + parameter.numel()].view_as(parameter)
             parameter.register_post_accumulate_grad_hook(self._move_into(view))
 
@@ -116,7 +123,9 @@ class FakeReplicas(DistributedDataParallel):
 
         def move(parameter: torch.Tensor) -> None:
             if self.require_backward_grad_sync and parameter.grad is not None:
-                parameter.grad = view.copy_(parameter.grad)
+                view.copy_(parameter.grad)
+                if self._are_views:
+                    parameter.grad = view
 
         return move
 
@@ -195,6 +204,16 @@ def _give_quant_state(module: Any) -> None:
     module.weight.quant_state = module.quant_state
 
 
+_move = nn.Module.to
+
+
+def _stay_or_move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.Module.to, which a Trainer calls for a model that is on its device: fake weights cannot move."""
+    if any(isinstance(parameter, FakeTensor) for parameter in module.parameters()):
+        return module
+    return _move(module, *args, **kwargs)
+
+
 def _step_without_overflow_check(
     _scaler: Any, optimizer: torch.optim.Optimizer, _state: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -216,6 +235,22 @@ def _fake_ranks(trial: Trial) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _whole_mesh(*_: Any) -> DeviceMesh:
+    """What fully_shard shards over if nobody says: all ranks. Computing on their numbers takes data."""
+    with unset_fake_temporarily():
+        return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def _as_it_is(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+    """In place of Tensor.pin_memory."""
+    return tensor
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """In place of the address, which fake tensors lack: by it accelerate tells parameters apart."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 @contextmanager
 def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
     """Inside, `trial` can be built and stepped with no memory, no device and no other rank.
@@ -229,7 +264,12 @@ def fake_execution(trial: Trial, platform: Platform) -> Iterator[None]:
         enter(_fake_ranks(trial))
         enter(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
         enter(mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_without_overflow_check))
+        enter(mock.patch.object(nn.Module, "to", _stay_or_move))
+        enter(mock.patch.object(FakeTensor, "data_ptr", _address))
+        enter(mock.patch.object(FakeTensor, "pin_memory", _as_it_is))
+        enter(mock.patch.object(fully_shard_module, "_init_default_mesh", _whole_mesh))
         enter(mock.patch.object(fsdp, "DistributedDataParallel", FakeReplicas))
+        enter(mock.patch.object(torch.nn.parallel, "DistributedDataParallel", FakeReplicas))
         enter(mock.patch.object(bnb_kernels, "lib", _NoNativeCode()))
         enter(mock.patch.object(bnb_kernels, "get_ptr", lambda _tensor: None))
         enter(mock.patch.object(bnb_modules, "fix_4bit_weight_quant_state_from_module", _give_quant_state))

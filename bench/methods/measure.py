@@ -16,6 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,13 +25,15 @@ from bench.machine import accelerator
 from bench.machine.host import process_bytes
 from bench.machine.nvml import Health, Sensors
 from bench.memory.cpu_allocator import CpuRecorder
+from bench.memory.tracker import Tracker
 from bench.methods import observe
 from bench.methods.timed_steps import as_rank_0, timed, warm_up
 from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.workload.build import build
+from bench.workload.plan import Plan, unwatched
 from bench.workload.state import Run
-from bench.workload.train_step import run_one_step
+from bench.workload.train_step import carry_out
 
 _WATCHED_STEPS, _WATCHED_SLOW_STEPS, _SLOW_SECONDS = 12, 4, 0.5
 Report = Callable[[str], None]
@@ -54,13 +57,20 @@ def measure(trial: Trial, device: torch.device, rank: int, columns: Columns, rep
     idle_rss_bytes = process_bytes("VmRSS")
     sensors = Sensors(accelerator.nvml_uuid(device))
     before = sensors.read()
-    try:
-        run = _timed_pass(trial, device, rank, columns, report)
-        columns |= _driver_columns(device, before, sensors.read())
+
+    def passes(run: Run, started: float) -> Plan[tuple[dict[str, Any], Tracker, int]]:
+        yield from _timed_pass(run, started, columns, report)
+        columns.update(_driver_columns(device, before, sensors.read()))
         columns["peak_host_rss_bytes"] = _grown_to(idle_rss_bytes)
-        steps = _steps_to_watch(device, columns["step_seconds"])
         report("attribution")
-        columns["evidence"], tracker = observe.watch_steady_steps(run, times=steps)
+        steps = _steps_to_watch(device, columns["step_seconds"])
+        return *(yield from observe.watch_steady_steps(run, steps)), steps
+
+    try:
+        report("build")
+        started = time.perf_counter()
+        run = build(trial, device, rank)
+        columns["evidence"], tracker, steps = carry_out(run, passes(run, started))
         columns |= observe.peak_columns(tracker.segments())
         if device.type == "cpu":
             report("allocator")
@@ -79,11 +89,16 @@ def _grown_to(idle_rss_bytes: int | None) -> int | None:
     return None if peak is None or idle_rss_bytes is None else max(0, peak - idle_rss_bytes)
 
 
-def _timed_pass(trial: Trial, device: torch.device, rank: int, columns: Columns, report: Report) -> Run:
-    """Pass 1: builds the run, warms it up and times its steps. The peak of each part is kept apart."""
-    report("build")
-    started = time.perf_counter()
-    run = build(trial, device, rank)
+def _timed_pass(run: Run, started: float, columns: Columns, report: Report) -> Plan[None]:
+    """Pass 1: warms the run up and times its steps. The peak of each part is kept apart.
+
+    Args:
+        run: what is measured.
+        started: when its building began.
+        columns: filled as values become known.
+        report: called with the name of each stage as it begins.
+    """
+    device = run.device
     accelerator.synchronize(device)
     columns["build_seconds"] = time.perf_counter() - started
     columns |= observe.size_columns(run)
@@ -95,7 +110,7 @@ def _timed_pass(trial: Trial, device: torch.device, rank: int, columns: Columns,
     report("warm-up")
     accelerator.release_cached(device)  # a step must not start with what building reserved
     accelerator.reset_peaks(device)
-    warm_columns, warm_losses = warm_up(run)
+    warm_columns, warm_losses = yield from warm_up(run)
     columns |= warm_columns
     cold = accelerator.counters(device)
     if cold is not None:
@@ -104,14 +119,13 @@ def _timed_pass(trial: Trial, device: torch.device, rank: int, columns: Columns,
 
     report("timed steps")
     accelerator.reset_peaks(device)
-    timed_columns, timed_losses = timed(run, trial.timing)
+    timed_columns, timed_losses = yield from timed(run, run.trial.timing)
     columns |= timed_columns
     columns["losses"] = warm_losses + timed_losses
     steady = accelerator.counters(device)
     if steady is not None:  # else pass 3 finds the peak
         columns["peak_allocated_bytes"] = steady.peak_allocated
         columns["peak_reserved_bytes"] = steady.peak_reserved
-    return run
 
 
 def _steps_to_watch(device: torch.device, step_seconds: list[float]) -> int:
@@ -155,15 +169,20 @@ def allocator_pass(trial: Trial, device: torch.device, rank: int, steps: int) ->
     with CpuRecorder() as recorder:
         with recorder.span("build"):
             run = build(trial, device, rank)
-        with recorder.span("cold"):
-            for _ in range(trial.timing.warmup_steps):
-                run_one_step(run)
-        for index in range(steps):
-            with recorder.span(f"steady/{index}"):
-                run_one_step(run)
+        carry_out(run, _recorded(recorder, trial.timing.warmup_steps, steps))
     allocations = recorder.allocations()
     return {
         "build_peak_allocated_bytes": allocations.peak("build"),
         "cold_peak_allocated_bytes": allocations.peak("cold"),
         "peak_allocated_bytes": allocations.least_peak("steady/"),
     }
+
+
+def _recorded(recorder: CpuRecorder, cold_steps: int, steps: int) -> Plan[None]:
+    """A plan of cold steps, and of steady ones that are recorded one by one."""
+    with recorder.span("cold"):
+        for _ in range(cold_steps):
+            yield unwatched
+    for index in range(steps):
+        with recorder.span(f"steady/{index}"):
+            yield unwatched

@@ -6,7 +6,7 @@ force.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from typing import Any, cast
 
 import torch
@@ -17,10 +17,10 @@ from bench.trial.columns import Columns
 from bench.workload import flops
 from bench.workload.architectures import attention_of, blocks_of
 from bench.workload.experts import active_shares
+from bench.workload.plan import Enter, Plan
 from bench.workload.state import Run
 from bench.workload.techniques import TECHNIQUES
 from bench.workload.tensors import parameter_counts, parameter_sizes
-from bench.workload.train_step import run_one_step
 
 
 def size_columns(run: Run) -> Columns:
@@ -35,7 +35,7 @@ def size_columns(run: Run) -> Columns:
         trainable_matmul_params=trainable_matmul,
         block_matmul_params=block_matmul,
     )
-    return {
+    columns: Columns = {
         "tokens_per_step": run.trial.tokens_per_step,
         "param_count": total,
         "trainable_param_count": trainable,
@@ -44,6 +44,9 @@ def size_columns(run: Run) -> Columns:
         "hardware_flops_per_step": hardware_flops,
         "attention": attention_of(run.model_config),
     }
+    if run.trainer is not None:
+        columns["loop_arguments"] = json.dumps(run.trainer.arguments)
+    return columns
 
 
 def _matmul_params(run: Run, active: dict[torch.nn.Parameter, int]) -> tuple[int, int, int]:
@@ -69,8 +72,8 @@ def _matmul_params(run: Run, active: dict[torch.nn.Parameter, int]) -> tuple[int
     return total, trainable, block
 
 
-def watch_steady_steps(run: Run, times: int = 1) -> tuple[dict[str, Any], Tracker]:
-    """Watches steady steps: that each technique was in force, and where the bytes were.
+def watch_steady_steps(run: Run, times: int = 1) -> Plan[tuple[dict[str, Any], Tracker]]:
+    """A plan that watches steady steps: that each technique was in force, and where the bytes were.
 
     Args:
         run: a built trial that has stepped before.
@@ -82,30 +85,33 @@ def watch_steady_steps(run: Run, times: int = 1) -> tuple[dict[str, Any], Tracke
     Raises:
         NotInForceError: a technique that the trial asked for did not happen.
     """
+    evidence: dict[str, Any] = {}
     trackers: list[Tracker] = []
-    evidence = collect_evidence(run, lambda: trackers.append(_tracked(run)))
-    trackers += [_tracked(run) for _ in range(times - 1)]
+    for _ in range(times):
+        with Tracker(run) as tracker:
+            if run.trainer is not None:  # it holds batches that were fetched before anybody watched
+                yield tracker.enter_phase
+                tracker.begin()
+            if trackers:
+                yield tracker.enter_phase
+            else:
+                evidence = yield from collect_evidence(run, tracker.enter_phase)
+        trackers.append(tracker)
     return evidence, min(trackers, key=lambda tracker: tracker.attribution().peak)
 
 
-def collect_evidence(run: Run, step: Callable[[], object]) -> dict[str, Any]:
-    """What shows that each technique was in force while `step` ran.
+def collect_evidence(run: Run, enter: Enter) -> Plan[dict[str, Any]]:
+    """A plan of one step, told to `enter`: what shows that each technique was in force.
 
     Raises:
         NotInForceError: a technique that the trial asked for did not happen.
     """
     watchers = [technique.watch(run) for technique in TECHNIQUES]
-    step()
+    yield enter
     evidence: dict[str, Any] = {}
     for watcher in watchers:
         evidence |= watcher()
     return evidence
-
-
-def _tracked(run: Run) -> Tracker:
-    with Tracker(run) as tracker:
-        run_one_step(run, tracker.enter_phase)
-    return tracker
 
 
 def peak_columns(segments: list[Segment]) -> Columns:

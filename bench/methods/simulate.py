@@ -1,7 +1,7 @@
 """method=simulate: the measured step over fake tensors: shapes without data, no device, no memory.
 
 In: a trial and its platform. Out: a `Simulation`: columns, and the work of the step's operations. `build`
-and `run_one_step` run as they do in a measurement, inside `fake_execution`, and the tracker that
+and `carry_out` run as they do in a measurement, inside `fake_execution`, and the tracker that
 attributes a measured step says what the allocator would have held. Blocks repeat, so the step of a deep
 model is extrapolated from those of two models of some of its blocks (`depth.segments_at_depth`), or the
 whole model is simulated where its blocks do not repeat exactly. Micro-steps repeat, too
@@ -33,9 +33,10 @@ from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import on_meta
 from bench.workload.build import build
+from bench.workload.plan import Plan
 from bench.workload.shortened import block_kinds, shortened
 from bench.workload.state import REPEATED, CannotExistError
-from bench.workload.train_step import run_one_step
+from bench.workload.train_step import carry_out
 
 
 def simulate(trial: Trial, platform: Platform) -> Simulation:
@@ -92,13 +93,17 @@ def _simulate_step(
             times = 1 + (run.passed_over if tracker.micro_step == REPEATED else 0)
             work[Operation("module", "", (), 0, 0, tracker.stage)] += times
 
-        with Tracker(run, count) as tracker, _called_for_each_module(count_module):
-            run_one_step(run, tracker.enter_phase)  # makes the optimizer's state
-            tracker.begin()
-            is_steady = True
-            columns["evidence"] = observe.collect_evidence(
-                run, lambda: run_one_step(run, tracker.enter_phase)
-            )
+        tracker = Tracker(run, count)
+
+        def plan() -> Plan[None]:
+            nonlocal is_steady
+            with tracker, _called_for_each_module(count_module):
+                yield tracker.enter_phase  # makes the optimizer's state
+                tracker.begin()
+                is_steady = True
+                columns["evidence"] = yield from observe.collect_evidence(run, tracker.enter_phase)
+
+        carry_out(run, plan())
     segments = tracker.segments()
     if run.passed_over and not _micro_steps_repeat(segments):
         return _simulate_step(replace(trial, whole=True), platform)

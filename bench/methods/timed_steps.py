@@ -20,8 +20,8 @@ from bench.methods.step_statistics import relative_width
 from bench.trial.axes import Timing
 from bench.trial.columns import Columns
 from bench.workload.generate import generate
+from bench.workload.plan import Plan, unwatched
 from bench.workload.state import Run
-from bench.workload.train_step import step
 
 _BLOCK_STEPS = 5
 
@@ -30,8 +30,8 @@ class NonFiniteLossError(RuntimeError):
     """The training diverged, so what was measured is not a representative training step."""
 
 
-def warm_up(run: Run) -> tuple[Columns, list[float]]:
-    """Runs the warm-up steps, of which the first makes the optimizer's state.
+def warm_up(run: Run) -> Plan[tuple[Columns, list[float]]]:
+    """A plan of the warm-up steps, of which the first makes the optimizer's state.
 
     Returns:
         The time of the first step as columns, and the losses; inference has none.
@@ -48,15 +48,18 @@ def warm_up(run: Run) -> tuple[Columns, list[float]]:
             generate(run)
         return {"cold_step_seconds": cold_step_seconds}, []
     started = time.perf_counter()
-    losses = [step(run).item()]
+    losses = [(yield unwatched).item()]
     cold_step_seconds = time.perf_counter() - started
-    losses += [step(run).item() for _ in range(count - 1)]
+    for _ in range(count - 1):
+        losses.append((yield unwatched).item())
     _require_finite(losses)
     return {"cold_step_seconds": cold_step_seconds}, losses
 
 
-def timed(run: Run, timing: Timing) -> tuple[Columns, list[float]]:
-    """Times blocks of steps until the interval is narrow enough or a budget is spent; drops no step.
+def timed(run: Run, timing: Timing) -> Plan[tuple[Columns, list[float]]]:
+    """A plan that times blocks of steps until the interval is narrow enough or a budget is spent.
+
+    It drops no step.
 
     Returns:
         The columns of time, and the losses; inference has none.
@@ -69,7 +72,7 @@ def timed(run: Run, timing: Timing) -> tuple[Columns, list[float]]:
     reason = ""
     while not reason:
         _line_up(run.device)
-        time_block(run, timing.max_steps - len(samples.seconds), samples)
+        yield from time_block(run, timing.max_steps - len(samples.seconds), samples)
         _require_finite(samples.losses)
         reason = _agree(run.device, _stop_reason(samples.seconds, samples.block_seconds, timing))
     columns: Columns = {
@@ -92,7 +95,7 @@ class Timed:
     block_seconds: float = 0.0
 
 
-def _time_steps(run: Run, left: int, samples: Timed) -> None:
+def _time_steps(run: Run, left: int, samples: Timed) -> Plan[None]:
     """Times a block of at most `left` steps, or prompts, with one synchronisation at each end."""
     inference = run.trial.workload.inference
     stopwatch = accelerator.Stopwatch(run.device)
@@ -100,7 +103,7 @@ def _time_steps(run: Run, left: int, samples: Timed) -> None:
     started = time.perf_counter()
     stopwatch.mark()
     for _ in range(min(_BLOCK_STEPS, left)):
-        results.append(generate(run) if inference else step(run))
+        results.append((yield unwatched))
         stopwatch.mark()
     accelerator.synchronize(run.device)
     samples.block_seconds += time.perf_counter() - started
@@ -112,8 +115,12 @@ def _time_steps(run: Run, left: int, samples: Timed) -> None:
         samples.losses += [loss.item() for loss in results]
 
 
-def _time_generation(run: Run, _left: int, samples: Timed) -> None:
-    """Times one generation: the first token is kept apart, and each further token is a step."""
+def _time_generation(run: Run, _left: int, samples: Timed) -> Plan[None]:
+    """Times one generation: the first token is kept apart, and each further token is a step.
+
+    It steps itself, and so asks nobody for a step: only it can mark the tokens.
+    """
+    yield from ()
     stopwatch = accelerator.Stopwatch(run.device)
     stopwatch.mark()
     generate(run, mark=stopwatch.mark)

@@ -34,6 +34,7 @@ FILTERS = (
     "offload",
     "optimizer",
     "loss",
+    "loop",
 )
 _SIGNIFICANT_DIGITS = 5  # of a number in the last table
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import findings, studies, tables
+from bench.analysis import findings, loops, studies, tables
 from bench.analysis.neighbours import timed_alone
 from bench.analysis.studies import PEAK, RATE
-from bench.formatting import count_of, format_bytes, format_change, format_peak
+from bench.formatting import count_of, format_bytes, format_change, format_difference, format_peak
 from bench.reports import charts, figures, figures_across
 from bench.reports.document import Figure, Section, Table
 from bench.trial.outcome import STATUSES
@@ -49,6 +49,7 @@ def study_sections(study: pd.DataFrame, number: int) -> list[Section]:
         Section(anchor, subject, tuple(text)),
         *_fastest(study, number),
         *_headline(study, number),
+        *_loops(study, number),
         *_figures(study, number),
     ]
 
@@ -100,6 +101,39 @@ def _headline(study: pd.DataFrame, number: int) -> list[Section]:
         for name, title, text, table in found
         if table.rows
     ]
+
+
+def _loops(study: pd.DataFrame, number: int) -> Iterator[Section]:
+    """What the Trainer adds to the same step."""
+    found = loops.by_loop(study)
+    if found.empty:
+        return
+    kept = [name for name in studies.BYTES if found[name].any()]
+    names = [name.removesuffix("_bytes") for name in kept]
+    header = ["trial", "bare", "Trainer", *names, "change of speed", "the Trainer"]
+    lines = [
+        [
+            str(row["label"]),
+            format_bytes(row["bare_bytes"]),
+            format_bytes(row["trainer_bytes"]),
+            *(format_difference(row[name]) for name in kept),
+            _speed(row),
+            "; ".join(row["mechanisms"]),
+        ]
+        for row in studies.row_dicts(found)
+    ]
+    text = (
+        "The same model, tokens and techniques, stepped by transformers' Trainer. Categories are what it "
+        "holds more at its peak; the last column is what it is known to do otherwise. A change of speed in "
+        "brackets is not told apart: the intervals overlap.",
+    )
+    table = Table(f"loops-{number}", header, lines, numbers=tuple(header[1:-1]))
+    yield Section(f"study-{number}-loops", "Loop against loop", text, (table,), level=3)
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    change = format_change(row["rate_change"], 1)
+    return f"({change})" if change and not row["rates_differ"] else change
 
 
 _CHANGED = ("peak", "change", "tokens/s per device [95 %]", "change of speed")

@@ -34,14 +34,14 @@ SCHEMA = pa.schema(
         ("lora_rank", _INT),
         *((name, _TEXT) for name in ("checkpointing", "fsdp")),
         ("world_size", _INT),
-        *((name, _TEXT) for name in ("offload", "optimizer", "workload", "kv_cache", "loss")),
+        *((name, _TEXT) for name in ("offload", "optimizer", "workload", "kv_cache", "loss", "loop")),
         ("decode_tokens", _INT),
         *((n, _INT) for n in ("micro_batch_size", "seq_len", "grad_accum_steps", "seed", "threads")),
         *((n, _TEXT) for n in ("param_dtype", "compute_dtype", "quantization", "attention")),
         ("autocast", _BOOL),
         ("memory_limit_bytes", _INT),
         ("predicted_peak_bytes", _INT),
-        *((name, _TEXT) for name in ("overrides", "definition")),
+        *((name, _TEXT) for name in ("loop_arguments", "overrides", "definition")),
         # size
         *((name, _INT) for name in ("param_count", "trainable_param_count", "active_param_count")),
         # memory

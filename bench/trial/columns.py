@@ -53,6 +53,7 @@ class Columns(RankBytes, total=False):
     """All that a rank reports; `evidence` holds each technique's own names."""
 
     attention: str | None
+    loop_arguments: str | None
     threads: int
     param_count: int
     trainable_param_count: int

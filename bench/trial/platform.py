@@ -57,6 +57,10 @@ class Platform:
     foreach_by_default: bool  # torch.optim's default (_get_foreach_kernels_supported_devices)
     autocast_widens: bool  # autocast runs pow, layer_norm and log_softmax in float32 (autocast_mode.h)
     peft_sees_autocast: bool  # torch.is_autocast_enabled() without an argument asks about CUDA alone
+    accelerate_runs_fp16: (
+        bool  # accelerate ignores it where it knows no loss scaling (Accelerator.__init__)
+    )
+    accelerate_shards: bool  # it knows FSDP; else it replicates without a word (AcceleratorState.__init__)
     multiplies_int8: bool  # bitsandbytes' autograd is MatMul8bitLt; else MatMul8bitFp, which dequantises
     # what operators allocate inside themselves
     bitsandbytes_in_python: bool  # its kernels are torch operations (bitsandbytes/backends/cpu/ops.py)
@@ -78,6 +82,8 @@ CPU = Platform(
     foreach_by_default=False,
     autocast_widens=False,
     peft_sees_autocast=False,
+    accelerate_runs_fp16=False,
+    accelerate_shards=False,
     multiplies_int8=False,
     bitsandbytes_in_python=True,
     runs_cuda_kernels=False,
@@ -98,6 +104,8 @@ CUDA = Platform(
     foreach_by_default=True,
     autocast_widens=True,
     peft_sees_autocast=True,
+    accelerate_runs_fp16=True,
+    accelerate_shards=True,
     multiplies_int8=True,
     bitsandbytes_in_python=False,
     runs_cuda_kernels=True,

@@ -37,6 +37,8 @@ def _reasons(trial: Trial, platform: Platform, device_count: int) -> Iterator[st
     yield from _of_adapters(trial)
     yield from _of_sharding(trial)
     yield from _of_selective_checkpointing(trial)
+    if trial.loop.is_trainer:
+        yield from _of_trainer(trial, platform)
     yield from _of_device(trial, platform, device_count)
     if trial.workload.inference:
         yield from _of_inference(trial)
@@ -123,6 +125,33 @@ def _of_selective_checkpointing(trial: Trial) -> Iterator[str]:
             "bitsandbytes keeps the inputs of int8 matmuls on its own autograd context, where "
             "selective checkpointing cannot free them"
         )
+
+
+def _of_trainer(trial: Trial, platform: Platform) -> Iterator[str]:
+    """What transformers' Trainer cannot be told, or does not do there."""
+    kind = platform.device_type
+    if trial.workload.inference:
+        yield f"workload={trial.workload.name} trains nothing: loop=trainer is of workload=train"
+    if trial.method == "estimate":
+        yield "the formulas know the bare loop: method=simulate runs the Trainer's code"
+    if trial.precision.loss_scaling and not platform.accelerate_runs_fp16:
+        yield f"accelerate ignores fp16=True on device={kind} and trains in the weights' dtype: choose bf16"
+    if trial.fsdp.shards and not platform.accelerate_shards:
+        yield (
+            f"accelerate knows no FSDP on device={kind}: with fsdp=True the Trainer replicates the model "
+            "there (DDP); choose fsdp=no_shard, or loop=bare"
+        )
+    if trial.fsdp.shards and trial.optimizer.name == "adamw_foreach":
+        yield (
+            "TrainingArguments have no word for optimizer=adamw_foreach, and under FSDP it takes no "
+            "optimizer but its own: choose adamw, which is foreach on a GPU"
+        )
+    if trial.checkpointing.name == "selective":
+        yield "TrainingArguments have no word for checkpointing=selective, whose policy is a function"
+    if trial.offload.name == "activations":
+        yield "TrainingArguments have no word for offload=activations: they can offload checkpoints alone"
+    if trial.keep_outputs:
+        yield "TrainingArguments have no word for keep_outputs: the Trainer keeps none for its backward"
 
 
 def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[str]:

@@ -27,7 +27,7 @@ from bench.trial.axes import (
     one_of,
     require,
 )
-from bench.trial.step_axes import Loss
+from bench.trial.step_axes import Loop, Loss
 
 _BY_CONFIG = ("name", "config", "pretrained", "weights")  # what defines a model, and has a value
 _BY_NUMBERS = tuple(f.name for f in fields(Model) if f.name not in ("config", "weights"))
@@ -54,6 +54,7 @@ class Trial:
     timing: Timing
     kv_cache: KvCache = field(default_factory=lambda: KvCache("dynamic"))
     loss: Loss = field(default_factory=lambda: Loss("full"))
+    loop: Loop = field(default_factory=lambda: Loop("bare"))
     method: str = "measure"
     formula: str = "closed_form"
     whole: bool = False
@@ -108,6 +109,12 @@ class Trial:
         return self.seq_len + (self.workload.decode_tokens - 1 if self.workload.name == "decode" else 0)
 
     @property
+    def runs_autocast(self) -> bool:
+        """Whether a step runs under autocast; under FSDP accelerate casts by FSDP's policy in its place."""
+        by_policy = self.loop.is_trainer and self.fsdp.shards
+        return self.precision.runs_autocast and not self.workload.inference and not by_policy
+
+    @property
     def quantises_weights(self) -> bool:
         """Whether the blocks' linear weights are stored quantised; int8 weights that train are not."""
         frozen = self.lora.enabled or self.workload.inference
@@ -156,6 +163,8 @@ class Trial:
             del whole["kv_cache"]
         if not self.loss.chunked:
             del whole["loss"]
+        if not self.loop.is_trainer:
+            del whole["loop"]
         for key in ("max_grad_norm", "keep_outputs"):
             if not whole[key]:
                 del whole[key]
@@ -228,6 +237,7 @@ _AXES: dict[str, Any] = {
     "workload": Workload,
     "kv_cache": KvCache,
     "loss": Loss,
+    "loop": Loop,
     "timing": Timing,
 }
 
@@ -267,6 +277,7 @@ def axes_of(trial: Trial) -> dict[str, Any]:
         "optimizer": trial.optimizer.name,
         "workload": trial.workload.name,
         "loss": None if trial.workload.inference else trial.loss.name,
+        "loop": None if trial.workload.inference else trial.loop.name,
         "kv_cache": trial.kv_cache.name if trial.workload.inference else None,
         "decode_tokens": trial.workload.decode_tokens if trial.workload.name == "decode" else None,
         "micro_batch_size": trial.micro_batch_size,
@@ -276,6 +287,6 @@ def axes_of(trial: Trial) -> dict[str, Any]:
         "param_dtype": trial.precision.param_dtype,
         "compute_dtype": trial.precision.compute_dtype,
         "quantization": trial.precision.quantization,
-        "autocast": trial.precision.runs_autocast and not trial.workload.inference,
+        "autocast": trial.runs_autocast,
         "memory_limit_bytes": trial.memory_limit_bytes,
     }

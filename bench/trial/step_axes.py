@@ -25,3 +25,18 @@ class Loss:
     def chunked(self) -> bool:
         """Whether only one chunk's logits exist at a time."""
         return self.name == "chunked"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Whose training loop runs the steps."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        one_of("loop.name", self.name, ("bare", "trainer"))
+
+    @property
+    def is_trainer(self) -> bool:
+        """Whether transformers' Trainer runs the steps."""
+        return self.name == "trainer"

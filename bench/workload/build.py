@@ -13,6 +13,7 @@ from bench.trial.spec import Trial
 from bench.workload import architectures
 from bench.workload.state import CannotExistError, Run
 from bench.workload.techniques import PLACING, SHAPING
+from bench.workload.trainer import TrainerLoop
 
 _SPARE_ROWS = 2
 
@@ -42,8 +43,19 @@ def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform 
         technique.apply(run)
     if trial.workload.inference:
         run.model.eval().requires_grad_(False)
+    if trial.loop.is_trainer:
+        with unset_fake_temporarily():  # tokens that a dataset holds have values
+            host = _batches(trial, trial.model.vocab_size, torch.device("cpu"), rank)
+            run.trainer = TrainerLoop(run, [_examples(batch) for batch in host], rank)
+        return run
     run.batches = _batches(trial, trial.model.vocab_size, device, rank)
     return run
+
+
+def _examples(batch: dict[str, torch.Tensor]) -> list[dict[str, list[int]]]:
+    """A batch as a dataset holds it: each sequence by itself, on the host, outside of torch."""
+    columns = {name: values.tolist() for name, values in batch.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _require_positions(run: Run) -> None:

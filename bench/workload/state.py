@@ -66,6 +66,7 @@ class Run:
     gradient_sync: Callable[[nn.Module, bool], AbstractContextManager[Any]] = _no_sync_needed
     new_cache: Callable[[], Any] = _no_cache
     pass_over: Callable[[Any, int], None] = _no_cache
+    trainer: Any = None  # whose loop runs the steps (trainer.py); None: train_step.py
     chunked_loss: Any = None  # the loss function (techniques/loss.py), where the loss is chunked
     gradient_norm: torch.Tensor | None = None  # of the last step, before it was clipped
     kept_logits_bytes: int = 0  # of the last micro-step whose outputs were kept
@@ -86,7 +87,7 @@ class Run:
         In the first gradients are made, in the last they may be reduced; those between are alike. All
         batches exist from the start.
         """
-        passes_over = self.is_fake and not self.trial.whole
+        passes_over = self.is_fake and not self.trial.whole and self.trainer is None
         return max(0, len(self.batches) - REPEATED - 1) if passes_over else 0
 
     @property
@@ -95,6 +96,11 @@ class Run:
         if not self.passed_over:
             return self.batches
         return [*self.batches[:REPEATED], self.batches[-1]]
+
+    @property
+    def micro_steps(self) -> int:
+        """The micro-steps of a step."""
+        return len(self.micro_batches) if self.trainer is None else self.trial.grad_accum_steps
 
     def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """The transformer blocks themselves, whatever wraps them."""

@@ -90,8 +90,9 @@ def _quantisation_state(state: Any) -> Iterator[torch.Tensor]:
 
 
 def gradient_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Gradients that exist right now."""
+    """Gradients that exist right now, and the buckets in which a simulated DDP reduces them."""
     yield from (local(p.grad) for p in model.parameters() if p.grad is not None)
+    yield from getattr(model, "buckets", ())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:

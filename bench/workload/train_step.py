@@ -1,20 +1,30 @@
-"""One training step: measurement times it, simulation runs it on fake tensors, the tracker watches it."""
+"""One training step: measurement times it, simulation runs it on fake tensors, the tracker watches it.
+
+This is the loop `bare`; `carry_out` runs the steps of a plan in whichever loop the trial asks for.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
 from bench.workload.generate import generate
+from bench.workload.plan import Conductor, Enter, Plan, T, unwatched
 from bench.workload.state import Run
 
 
-def _unwatched(_phase: str) -> None:
-    pass
+def carry_out(run: Run, plan: Plan[T]) -> T:
+    """Runs steps as `plan` asks for them; returns what it returns, and raises what it or a step raises."""
+    with Conductor(plan) as conductor:
+        if run.trainer is not None:
+            run.trainer.train(conductor)
+            return conductor.result
+        enter = conductor.first()
+        while enter is not None:
+            enter = conductor.next(run_one_step(run, enter))
+        return conductor.result
 
 
-def run_one_step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
+def run_one_step(run: Run, enter: Enter = unwatched) -> torch.Tensor:
     """One training step or, if the workload is inference, one generation."""
     return generate(run, enter) if run.trial.workload.inference else step(run, enter)
 
@@ -28,7 +38,7 @@ def _clip(run: Run) -> None:
     run.gradient_norm = torch.nn.utils.clip_grad_norm_(trained, run.trial.max_grad_norm)
 
 
-def step(run: Run, enter: Callable[[str], None] = _unwatched) -> torch.Tensor:
+def step(run: Run, enter: Enter = unwatched) -> torch.Tensor:
     """One optimizer update over `grad_accum_steps` micro-steps.
 
     Args:

@@ -21,6 +21,7 @@ from bench.methods.timed_steps import timed
 from bench.processes import isolate
 from bench.workload.build import build
 from bench.workload.state import Run
+from bench.workload.train_step import carry_out
 from tests.conftest import make_trial
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def bare_loop(run: Run, steps: int) -> Callable[[], float]:
 def harness(run: Run, steps: int) -> Callable[[], float]:
     """The harness' own timed pass over as many steps; the seconds that its rates are computed from."""
     timing = replace(run.trial.timing, min_steps=steps, max_steps=steps)
-    return lambda: sum(timed(run, timing)[0]["step_seconds"])
+    return lambda: sum(carry_out(run, timed(run, timing))[0]["step_seconds"])
 
 
 @pytest.mark.parametrize("model", ["llama-tiny", "llama-20m"])

@@ -15,17 +15,27 @@ from bench.analysis.grading import accuracy_grid
 from bench.config import compose, names
 from bench.config.command_line import check, without_effect
 from bench.config.compose import CONF, CommandError, trial_from
-from bench.trial.platform import CPU
+from bench.trial.platform import CPU, CUDA
 from bench.trial.skip_rules import skip_reason
 from tests.conftest import make_trial
 
-LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "gpu")
+LEVELS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("gpu", "experiment"))
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_level_composes_into_a_trial_that_carries_its_name(level: Path) -> None:
     trial = make_trial(f"{level.parent.name}={level.stem}")
     assert getattr(trial, level.parent.name).name == level.stem
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_a_trial_of_any_size(name: str) -> None:
+    """The words of the command line come after those of the experiment."""
+    trial = make_trial(f"+experiment={name}", "model=llama-tiny", "lora.targets=q_proj", "seq_len=16")
+    assert (trial.model.name, trial.loop.name, trial.lora.targets) == ("llama-tiny", "trainer", "q_proj")
+    assert (trial.optimizer.name, trial.max_grad_norm) == ("adamw_fused", 1.0), "the Trainer's defaults"
+    assert skip_reason(trial, CUDA, 1) is None
 
 
 def test_every_level_says_what_it_is() -> None:

@@ -27,7 +27,7 @@ many = settings(
     derandomize=EXAMPLES < 1000,
 )
 
-AXES = "model precision lora checkpointing fsdp offload optimizer workload kv_cache loss".split()
+AXES = "model precision lora checkpointing fsdp offload optimizer workload kv_cache loss loop".split()
 KEYS = """
     micro_batch_size seq_len seed threads device method formula whole replicates timeout_seconds results_dir
     memory_limit_bytes resume dry_run jobs busy replicate lora.rank lora.targets lora.dropout

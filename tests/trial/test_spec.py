@@ -31,6 +31,7 @@ def test_equal_definitions_have_equal_ids() -> None:
         "memory_limit_bytes=1000000000",
         "device=cpu",
         "lora=on",
+        "loop=trainer",
     ],
 )
 def test_any_change_that_defines_the_trial_makes_a_new_id(override: str) -> None:

@@ -20,7 +20,18 @@ from bench.trial.vocabulary import CATEGORIES
 
 PREDICTORS = ("simulate", "closed_form", "rule_of_thumb")
 UNDER = -0.01  # an error below this counts as an under-estimate
-AXES = ("model", "workload", "precision", "lora", "checkpointing", "fsdp", "offload", "optimizer", "loss")
+AXES = (
+    "model",
+    "workload",
+    "precision",
+    "lora",
+    "checkpointing",
+    "fsdp",
+    "offload",
+    "optimizer",
+    "loss",
+    "loop",
+)
 
 
 @dataclass(frozen=True)

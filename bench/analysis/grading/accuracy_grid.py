@@ -139,12 +139,19 @@ _LOOP = (
 )
 
 
+_TRAINER = (
+    "loop=trainer precision=bf16 max_grad_norm=1 grad_accum_steps=2 checkpointing=on",
+    "loop=trainer optimizer=adamw_8bit seq_len=16",
+    "loop=trainer fsdp=no_shard fsdp.world_size=2 grad_accum_steps=2",
+)
+
+
 def grid() -> list[Overrides]:
     """The configurations that were picked: every level of every axis, on every architecture."""
     picked = [(*base, *also.split()) for base in ARCHITECTURES.values() for also in _EVERYWHERE]
     decoders = [base for name, base in ARCHITECTURES.items() if name != "mt5"]
     picked += [(*base, *also.split()) for base in decoders for also in _INFERENCE]
-    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA, *_AUTOCAST, *_LOSS, *_LOOP)
+    alone = (*_LLAMA_ALONE, *_INFERENCE_OF_LLAMA, *_AUTOCAST, *_LOSS, *_LOOP, *_TRAINER)
     return picked + [(*ARCHITECTURES["llama"], *also.split()) for also in alone]
 
 

@@ -40,6 +40,7 @@ _MATCHED = (
     "offload",
     "optimizer",
     "loss",
+    "loop",
     "workload",
     "kv_cache",
     "seq_len",
@@ -68,7 +69,10 @@ def with_measured(answers: list[Answer], card: Gpu, results_dir: Path) -> list[A
 
 def _matches(row: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
     """Whether a measured row agrees with the axes of a planned trial."""
-    older = {"loss": "full"} if row["loss"] is None else {}  # a row of before there was the axis
+    plain = {"loss": "full", "loop": "bare"}
+    older = {
+        name: level for name, level in plain.items() if row[name] is None
+    }  # of before there was the axis
     return all(older.get(name, row[name]) == axes[name] for name in _MATCHED)
 
 

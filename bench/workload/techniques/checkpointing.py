@@ -9,6 +9,7 @@ a graph, so it is used there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from bench.workload.forwards import watch_forwards
 from bench.workload.state import CannotExistError, NotInForceError, Run
 
 _MATMUL_AND_ATTENTION = (
@@ -55,6 +57,8 @@ def apply(run: Run) -> None:
             f"{run.model_config.model_type} has no block that can be checkpointed: "
             "transformers makes none of its modules a GradientCheckpointingLayer"
         )
+    if run.trial.loop.is_trainer:  # which asks the model for transformers' own
+        return
     reentrant = run.trial.precision.quantization == "int8"
     options: dict[str, Any] = {"checkpoint_impl": CheckpointImpl.NO_REENTRANT}
     if level == "selective":
@@ -74,29 +78,31 @@ def _require_input_gradients(model: nn.Module) -> None:
             module.register_forward_hook(lambda _module, _args, out: out.requires_grad_(True))
 
 
+def _nothing() -> None:
+    pass
+
+
 def watch(run: Run) -> Callable[[], dict[str, Any]]:
     """How many blocks ran their forward a second time within one step.
 
     Blocks that never run, as those for pictures where there is only text, have nothing to recompute.
     """
-    calls: dict[nn.Module, int] = {}
-
-    def count(module: nn.Module, _args: Any) -> None:
-        calls[module] = calls.get(module, 0) + 1
-
-    hooks = [block.register_forward_pre_hook(count) for _, block in run.named_blocks()]
+    calls: Counter[nn.Module] = Counter()
+    watched = [
+        watch_forwards(block, partial(calls.update, (block,)), _nothing) for _, block in run.named_blocks()
+    ]
 
     def evidence() -> dict[str, Any]:
-        for hook in hooks:
-            hook.remove()
+        for end in watched:
+            end()
         if run.trial.workload.inference:
-            return {"blocks": len(hooks)}
-        steps = len(run.micro_batches)
+            return {"blocks": len(watched)}
+        steps = run.micro_steps
         recomputed = sum(1 for n in calls.values() if n > steps)
         if run.trial.checkpointing.name != "off" and (not calls or recomputed < len(calls)):
             raise NotInForceError(f"checkpointing: {recomputed} of {len(calls)} blocks were recomputed")
-        found = {"blocks": len(hooks), "recomputed_blocks": recomputed}
-        if unused := len(hooks) - len(calls):
+        found = {"blocks": len(watched), "recomputed_blocks": recomputed}
+        if unused := len(watched) - len(calls):
             found["unused_blocks"] = unused
         return found
 

@@ -39,11 +39,11 @@ def apply(run: Run) -> None:
         "names": {parameter: name for name, parameter in run.model.named_parameters()},
         "made": {},
         "values": values_of(trial),
-        # what inference offloads is made on the host: it may not fit on the device
-        "device": torch.device("cpu") if _offloads_inference(trial) else run.device,
+        # what inference offloads, and what the Trainer shards later, may not fit on the device
+        "device": torch.device("cpu") if _made_on_host(trial) else run.device,
         "compute_dtype": DTYPES[trial.precision.compute_dtype],
     }
-    if trial.fsdp.shards:
+    if trial.fsdp.shards and not trial.loop.is_trainer:  # which shards, or replicates, by itself
         sharding = _sharding(run)
         for block in run.blocks:
             materialise(block, **options)
@@ -53,14 +53,16 @@ def apply(run: Run) -> None:
         run.gradient_sync = _fsdp_gradient_sync
     else:
         materialise(run.model, **options)
-        if trial.fsdp.name == "no_shard":
+        if trial.fsdp.name == "no_shard" and not trial.loop.is_trainer:
             # Gradients as views of the buckets: otherwise DDP holds every gradient twice.
             run.model = DistributedDataParallel(run.model, gradient_as_bucket_view=True, init_sync=False)
             run.gradient_sync = _ddp_gradient_sync
 
 
-def _offloads_inference(trial: Trial) -> bool:
-    return trial.workload.inference and trial.offload.name in ("params", "disk")
+def _made_on_host(trial: Trial) -> bool:
+    if trial.workload.inference:
+        return trial.offload.name in ("params", "disk")
+    return trial.fsdp.shards and trial.loop.is_trainer
 
 
 def _sharding(run: Run) -> dict[str, Any]:

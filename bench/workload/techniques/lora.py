@@ -42,6 +42,8 @@ def apply(run: Run) -> None:
     )
     if isinstance(targets, list):
         _require_all(targets, run.model)
+    if run.trial.loop.is_trainer and run.trial.quantises_weights:
+        _prepare_quantised(run)
     try:
         with _linears_alone(run):
             run.model = peft.get_peft_model(run.model, config, low_cpu_mem_usage=True)
@@ -50,6 +52,11 @@ def apply(run: Run) -> None:
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         kind = run.model.config.model_type  # type: ignore[union-attr]
         raise CannotExistError(f"peft cannot adapt {kind}: {in_one_line(error)}") from error
+
+
+def _prepare_quantised(run: Run) -> None:
+    """As people prepare a quantised model: peft freezes it and widens what is not quantised to float32."""
+    peft.prepare_model_for_kbit_training(run.model, use_gradient_checkpointing=False)
 
 
 def _adapters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

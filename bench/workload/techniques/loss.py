@@ -52,7 +52,12 @@ class ChunkedLoss:
         return hidden
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **_: Any
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        vocab_size: int,
+        num_items_in_batch: torch.Tensor | None = None,
+        **_: Any,
     ) -> torch.Tensor:
         """The mean cross-entropy of the next tokens.
 
@@ -60,6 +65,8 @@ class ChunkedLoss:
             logits: what the model made of what its head returned: the hidden states.
             labels: [batch, tokens] int64.
             vocab_size: not used; the head has it.
+            num_items_in_batch: labels of all micro-steps, as the Trainer counts them; None: those given
+            here.
 
         Raises:
             CannotExistError: the model changes logits after its head, which chunks would leave out.
@@ -78,7 +85,7 @@ class ChunkedLoss:
             total = total + checkpoint(
                 self._sum, part, targets, use_reentrant=False, preserve_rng_state=False
             )
-        return total / (following != _IGNORED).sum()
+        return total / ((following != _IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
     def _sum(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The summed cross-entropy of a chunk of tokens, in float32 as transformers computes it."""
@@ -118,7 +125,7 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
     chunked.chunks_run = chunked.logits_bytes = 0
 
     def evidence() -> dict[str, Any]:
-        steps = len(run.micro_batches)
+        steps = run.micro_steps
         trial = run.trial
         tokens = trial.micro_batch_size * trial.seq_len
         size = math.ceil(tokens / trial.loss.chunks)

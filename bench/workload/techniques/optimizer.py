@@ -16,11 +16,17 @@ _EPS = 1e-8
 _EPS_FP16 = 1e-4  # 1e-8 rounds to zero in fp16 and the first update divides by it
 
 
+def epsilon(trial: Trial, parameters: list[torch.nn.Parameter]) -> float:
+    """What Adam adds to its denominators."""
+    if trial.optimizer.eps is not None:
+        return trial.optimizer.eps
+    return _EPS_FP16 if any(p.dtype == torch.float16 for p in parameters) else _EPS
+
+
 def make(trial: Trial, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The trial's optimizer over `parameters`."""
     chosen = trial.optimizer
-    fp16_weights = any(p.dtype == torch.float16 for p in parameters)
-    eps = chosen.eps if chosen.eps is not None else (_EPS_FP16 if fp16_weights else _EPS)
+    eps = epsilon(trial, parameters)
     adam: dict[str, Any] = {"lr": chosen.lr, "eps": eps, "weight_decay": chosen.weight_decay}
     match chosen.name:
         case "adamw":
@@ -53,7 +59,7 @@ class InBackward(torch.optim.Optimizer):
     """
 
     def __init__(self, trial: Trial, parameters: list[torch.nn.Parameter]) -> None:
-        super().__init__(parameters, {})
+        super().__init__(parameters, {"lr": trial.optimizer.lr})
         self.optimizers = {parameter: make(trial, [parameter]) for parameter in parameters}
         self.updates = 0  # since it was set to 0
         for parameter in parameters:
@@ -80,9 +86,14 @@ def apply(run: Run) -> None:
     """Makes the optimizer over what trains; its state appears in the first step."""
     if run.trial.workload.inference:
         return
-    trained = [p for p in run.model.parameters() if p.requires_grad]
-    in_backward = run.trial.optimizer.in_backward
-    run.optimizer = InBackward(run.trial, trained) if in_backward else make(run.trial, trained)
+    if run.trial.loop.is_trainer:  # which makes it once it has prepared the model
+        return
+    run.optimizer = made(run.trial, [p for p in run.model.parameters() if p.requires_grad])
+
+
+def made(trial: Trial, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The trial's optimizer, or one for each parameter where it updates in the backward."""
+    return InBackward(trial, trained) if trial.optimizer.in_backward else make(trial, trained)
 
 
 def _implementation(optimizer: torch.optim.Optimizer) -> str:

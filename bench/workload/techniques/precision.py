@@ -230,8 +230,8 @@ def watch(run: Run) -> Callable[[], dict[str, Any]]:
     def evidence() -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
-        expected = {precision.compute_dtype} if precision.runs_autocast and linears else set()
-        if not run.trial.workload.inference and autocast_seen != expected:
+        expected = {precision.compute_dtype} if run.trial.runs_autocast and linears else set()
+        if autocast_seen != expected:
             raise NotInForceError(
                 f"precision={precision.name}: autocast to {sorted(autocast_seen)}, not {sorted(expected)}"
             )

@@ -116,6 +116,7 @@ def test_the_grid_covers_every_level_and_four_architectures() -> None:
         "fsdp": {"off", "full_shard", "shard_grad_op", "no_shard"},
         "offload": {"off", "params", "activations"},
         "loss": {"full", "chunked"},
+        "loop": {"bare", "trainer"},
         "optimizer": {"adamw", "adamw_fused", "adamw_foreach", "adamw_8bit", "sgd", "adafactor"},
     }
     for axis, names in levels.items():
