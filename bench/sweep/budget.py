@@ -24,7 +24,8 @@ from bench.trial.spec import Trial
 
 _NOTE = ".left_out.json"
 _LONGER_THAN_ENDED = 1.5
-_COLUMNS = ("trial_id", "started_at", "model", "method", "status", "wall_seconds")
+_FORK_SECONDS = 1.0  # at most; what a trial spends beyond that before its work is the imports, once a sweep
+_COLUMNS = ("trial_id", "started_at", "model", "method", "status", "wall_seconds", "overhead_seconds")
 
 
 class CutShortError(Exception):
@@ -37,7 +38,7 @@ class CutShortError(Exception):
 
 @dataclass
 class Durations:
-    """Seconds that trials took to their end: by trial, and by model and method.
+    """Seconds that trials took to their end, imports apart: by trial, and by model and method.
 
     `ended` holds, by trial, after how many seconds it was ended because a sweep's time was over.
     """
@@ -62,8 +63,10 @@ class Durations:
     def add(self, row: dict[str, Any]) -> None:
         """Counts one more row."""
         if row["status"] in ("ok", "oom"):
-            self.by_trial.setdefault(row["trial_id"], []).append(row["wall_seconds"])
-            self.by_model.setdefault((row["model"], row["method"]), []).append(row["wall_seconds"])
+            imports = max(0.0, (row["overhead_seconds"] or 0.0) - _FORK_SECONDS)
+            seconds = row["wall_seconds"] - imports
+            self.by_trial.setdefault(row["trial_id"], []).append(seconds)
+            self.by_model.setdefault((row["model"], row["method"]), []).append(seconds)
 
     def expected_seconds(self, trial: Trial) -> float | None:
         """Median of the seconds that this trial took before, else of those of its model's; or None."""
@@ -112,6 +115,8 @@ class LeftOut:
     @property
     def reason(self) -> str:
         """Why it was left out."""
+        if self.ran_seconds == 0:
+            return "it waited for the device until the time was over"
         if self.ran_seconds:
             return f"ended after {format_duration(self.ran_seconds)}, when the time was over"
         if self.expected_seconds is None or not self.left_seconds:

@@ -81,10 +81,11 @@ def test_a_trial_is_ended_with_the_sweep_and_leaves_no_row(
 def test_a_trial_is_expected_to_take_what_it_took_or_what_others_of_its_model_took() -> None:
     one, other = make_trial("seed=1"), make_trial("seed=2")
     row = {"model": one.model.label, "method": "measure", "status": "ok", "trial_id": one.trial_id}
+    row["overhead_seconds"] = None
     durations = Durations()
     assert durations.expected_seconds(one) is None
     for seconds in (5.0, 7.0):
-        durations.add(row | {"wall_seconds": seconds})
+        durations.add(row | {"wall_seconds": seconds + 9.0, "overhead_seconds": 10.0})
     durations.add(row | {"wall_seconds": 99.0, "status": "error"})
     durations.add(row | {"wall_seconds": 20.0, "trial_id": "another"})
     assert durations.expected_seconds(one) == 6.0
