@@ -36,7 +36,7 @@ STOPPED = -1  # in place of the exit code of a command whose time was over
 _TESTS_STOPPED = 2  # pytest's exit code where tests/resumable.py ended it
 _NOTHING_IN_COMMON = 3  # bench/compare.py's
 _LEAST_SECONDS = 5.0  # a part that has less is not begun
-_LEAST_FOR_A_COMMAND = 2.0
+_LEAST_FOR_A_COMMAND = 3.0
 _GRACE_SECONDS = 8.0  # for a command to end by itself, where there is time
 _TO_END_SECONDS = 3.0  # for a command that was asked to end, before it is killed
 
@@ -159,7 +159,7 @@ def call(words: list[str], seconds: float) -> int:
         return STOPPED
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
     try:
-        code = process.wait(seconds)
+        code = process.wait(seconds - 1)
     except subprocess.TimeoutExpired:
         process.terminate()
         try:
