@@ -128,6 +128,8 @@ class Running:
 
     def _judge(self) -> list[int]:
         """Compares and grades what was measured; the exit codes."""
+        from bench.sweep import contribution, diagnosis
+
         page = self.folder / "report" / "comparison.md"
         compare = ["bench/compare.py", "baseline_ref=auto", f"candidate={self.folder}", f"markdown={page}"]
         grade = ["bench/grade.py", f"results_dir={self.folder}"]
@@ -138,6 +140,9 @@ class Running:
             if code == STOPPED:
                 print(f"No time is left for it; anywhere, without a GPU: python {shlex.join(words)}")
             codes.append(0 if code in (STOPPED, _NOTHING_IN_COMMON) else code)
+        print("\n== whether these rows can become a reference", flush=True)
+        for finding in contribution.findings(self.folder):
+            diagnosis.show(finding)
         return codes
 
     def _show(self, statuses: dict[Part, str]) -> None:
