@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
 from bench.config import command_line
 from bench.config.command_line import check
 from bench.config.compose import CommandError
 from bench.processes import isolate
+from bench.sweep import order
 from bench.sweep.budget import Durations
 from bench.sweep.order import most_informative_first
 from bench.trial.outcome import Outcome
@@ -111,6 +114,24 @@ def test_informative_runs_what_differs_in_one_axis_before_what_differs_in_two() 
     assert ordered == round_ * 2
 
 
+def test_hydras_own_sweeper_runs_the_jobs_in_that_order_in_batches_and_is_itself_again_after() -> None:
+    words = OverridesParser.create().parse_overrides(["precision=fp32,bf16,fp16", "lora=off,on"])
+    sweeper = Plugins.instance().class_name_to_class[order._SWEEPER]
+    known: list[list[str]] = []
+    with order.arranged("informative", known.extend):
+        first, second = sweeper.split_arguments(words, 4)
+    assert first == [
+        ["precision=fp32", "lora=off"],
+        ["precision=fp32", "lora=on"],
+        ["precision=bf16", "lora=off"],
+        ["precision=fp16", "lora=off"],
+    ]
+    assert known == [*first, *second]
+    (given,) = sweeper.split_arguments(words, None)
+    assert given[3] == ["precision=bf16", "lora=on"]
+
+
+@pytest.mark.slow
 def test_the_order_is_that_of_the_rows(here: Here) -> None:
     assert here.run(ESTIMATE, "precision=fp32,bf16,fp16", "lora=off,on", "order=informative") == 0
     assert [f"{row['precision']} {row['lora']}" for row in here.rows()] == [
