@@ -51,6 +51,20 @@ def _is_installed(name: str) -> bool:
     return True
 
 
+def untested() -> list[str]:
+    """Packages whose version is out of the range of pyproject.toml, with that range; none may be missing."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = []
+    for wanted in map(Requirement, project["dependencies"]):
+        if wanted.name not in _NOT_FOR_MEASURING:
+            version = metadata.version(wanted.name)
+            if not wanted.specifier.contains(version, prereleases=True):
+                found.append(f"{wanted.name} {version} ({wanted.specifier})")
+    return found
+
+
 def unpack(wheels: Path, into: Path) -> None:
     """Unpacks the wheels of packages that are not installed, and puts the folder at the path's end."""
     for wheel in sorted(wheels.glob("*.whl")) if wheels.is_dir() else []:

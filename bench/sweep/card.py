@@ -69,6 +69,8 @@ def main(arguments: list[str]) -> int:
     device = devices[0] if devices else host.cpu_name()
     folder = words["results_dir"] / baselines.name_of(device)
     print(f"{'' if devices else 'No GPU, so toys of all parts: '}{device}; {_versions()}; into {folder}")
+    if untested := brought.untested():
+        print(f"Not tested with {', '.join(untested)}: rows say so; grade them with the tested versions")
     day = Day.read(PARTS.read_text(), toy=not devices)
     return Running(folder, started, words["budget_seconds"], call).run(day)
 
