@@ -52,7 +52,7 @@ def _is_installed(name: str) -> bool:
 
 
 def untested() -> list[str]:
-    """Packages whose version is out of the range of pyproject.toml, with that range; none may be missing."""
+    """Packages whose version is out of pyproject.toml's range, with that range; none may be missing."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
