@@ -173,16 +173,8 @@ def _command(
     if job.budget_seconds is not None and launcher not in LOCAL_LAUNCHERS:
         key = f"budget_seconds={job.budget_seconds:g}"
         raise CommandError(f"{key}: only for trials on this machine, without hydra/launcher={launcher}")
-    return Command(
-        [*given, *added, *launcher_words],
-        sweep_id,
-        size,
-        job.results_dir,
-        job.dry_run,
-        launcher,
-        job.order,
-        job.budget_seconds,
-    )
+    words, folder = [*given, *added, *launcher_words], job.results_dir
+    return Command(words, sweep_id, size, folder, job.dry_run, launcher, job.order, job.budget_seconds)
 
 
 def _with_launcher(given: list[str], job: Job) -> tuple[str, list[str], list[str]]:

@@ -176,11 +176,7 @@ class Tracker:
         return self._timeline.segments()
 
     def allocator(self, capacity_bytes: int | None = None) -> CachingAllocator:
-        """The model of CUDA's caching allocator after the step; its peaks are those of the step.
-
-        Args:
-            capacity_bytes: what the driver can give it; None: everything.
-        """
+        """The model of CUDA's caching allocator after the step; its peaks are those of the step."""
         replay = Replay(CachingAllocator(capacity_bytes))
         replay.through(self._history or self._timeline.initial.items())
         replay.allocator.reset_peaks()

@@ -27,7 +27,7 @@ from typing import Any
 
 from bench.config.key_values import KeyValueError, read_key_values
 from bench.machine import brought, host, nvml, provenance
-from bench.paths import ROOT
+from bench.paths import RESULTS, ROOT
 from bench.results import baselines
 from bench.sweep.card_parts import Day, Diary, Part
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         command line is wrong; what a sweep returns after Ctrl-C.
     """
     started = time.monotonic()
-    defaults: dict[str, Any] = {"budget_seconds": 540.0, "results_dir": ROOT / "results" / "card"}
+    defaults: dict[str, Any] = {"budget_seconds": 540.0, "results_dir": RESULTS / "card"}
     defaults["wheels"] = ROOT / "wheels"
     try:
         words = read_key_values(arguments, defaults)

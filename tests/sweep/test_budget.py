@@ -68,7 +68,7 @@ def test_a_trial_is_ended_with_the_sweep_and_leaves_no_row(
         return Outcome("timeout", "it outlived its time", wall_seconds=timeout_seconds)
 
     monkeypatch.setattr(isolate, "run_isolated", endless)
-    words = ("seed=1", "budget_seconds=300")
+    words = ("seed=1", "budget_seconds=300", "busy=share")
     assert here.run(*words) == 0
     assert here.rows() == []
     assert limits[0] <= 300, "less than its timeout_seconds"
@@ -77,7 +77,7 @@ def test_a_trial_is_ended_with_the_sweep_and_leaves_no_row(
     assert expected is None, "another trial"
     assert here.run(*words) == 0
     assert len(limits) == 1, "it takes half as long again at least, which there is not"
-    assert here.run("seed=1", "timeout_seconds=100", "budget_seconds=3000") == 1
+    assert here.run("seed=1", "timeout_seconds=100", "budget_seconds=3000", "busy=share") == 1
     assert here.statuses() == ["timeout"], "by its own timeout_seconds"
 
 
