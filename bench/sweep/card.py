@@ -38,6 +38,7 @@ _NOTHING_IN_COMMON = 3  # bench/compare.py's
 _LEAST_SECONDS = 5.0  # a part that has less is not begun
 _LEAST_FOR_A_COMMAND = 3.0
 _GRACE_SECONDS = 8.0  # for a command to end by itself, where there is time
+_TO_LEAVE_SECONDS = 2.0  # for Python to start and to end, and to pack the folder
 _TO_END_SECONDS = 3.0  # for a command that was asked to end, before it is killed
 
 Call = Callable[[list[str], float], int]  # runs a command within so many seconds: exit code, or STOPPED
@@ -111,7 +112,7 @@ class Running:
         return 1 if any(codes) or "failed" in statuses.values() else 0
 
     def _left(self) -> float:
-        return self.started + self.budget_seconds - time.monotonic()
+        return self.started + self.budget_seconds - _TO_LEAVE_SECONDS - time.monotonic()
 
     def _run_part(self, part: Part, seconds: float) -> tuple[int, bool]:
         """Runs one part within so many seconds; its exit code, and whether all of it ran."""

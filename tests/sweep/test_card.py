@@ -119,7 +119,8 @@ def test_a_part_gets_its_share_of_what_is_left(tmp_path: Path) -> None:
         return 0
 
     parts = tuple(Part(name, name, weight, command="x.py") for name, weight in (("a", 30), ("b", 60)))
-    Running(tmp_path, time.monotonic(), 1000, call).run(Day(parts, 10))
+    started = time.monotonic() + card._TO_LEAVE_SECONDS
+    Running(tmp_path, started, 1000, call).run(Day(parts, 10))
     assert given == [300, 900], "a third of 900, and then all that the first left over"
 
 
