@@ -79,7 +79,7 @@ def test_composing_once_gives_what_hydra_gives_for_each_line(monkeypatch: pytest
         return found
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        lines = [*WORDS, *CHOSEN[::8], *GRADED]
+        lines = [*WORDS, *CHOSEN[::24], *GRADED]
         quick = answers(lines)
         assert compose._from_levels(["lora=on", "seed=1"]) is not None
         monkeypatch.setattr(compose, "_from_levels", lambda _overrides: None)
