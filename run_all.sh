@@ -2,6 +2,9 @@
 # bash run_all.sh        make the environment, run a sweep sized for this machine, write the report
 # bash run_all.sh test   make the environment, check style and types, run the tests
 #
+# bash run_all.sh card   what a machine with a GPU should measure, in $CARD_BUDGET seconds (540), with the Python
+#                        that is there and without a network; run again, it goes on (conf/card.toml)
+#
 # The steps of .github/workflows/nightly-gpu.yml, in its order; all they make is in results/nightly:
 # bash run_all.sh setup        make the environment
 # bash run_all.sh reference    run the sweep, each trial five times, interleaved
@@ -131,6 +134,11 @@ case "${1:-all}" in
         cat "$types_log"
         exit $status
         ;;
+    card)
+        here="$venv/bin/python"
+        [ -x "$here" ] || here=$python
+        exec "$here" -m bench.sweep.card budget_seconds="${CARD_BUDGET:-540}" "${@:2}"
+        ;;
     setup) make_environment ;;
     reference)
         if [ -n "${NEEDS_GPU:-}" ] && [ -z "$(gpu_gib)" ]; then
@@ -157,7 +165,7 @@ case "${1:-all}" in
         done >> "${GITHUB_STEP_SUMMARY:-/dev/stdout}"
         ;;
     *)
-        echo "usage: bash run_all.sh [test [pytest arguments] | setup | reference | report | compare |" \
+        echo "usage: bash run_all.sh [test [pytest arguments] | card | setup | reference | report | compare |" \
             "benchmarks [pytest arguments] | summary]" >&2
         exit 2
         ;;

@@ -9,6 +9,7 @@ and `bench/plan.py gpu=NAME` then predict with it.
   results_dir=DIR      the file is DIR/calibrations/NAME.json; default results
   drift=0.1            how much a fixed product's time may change meanwhile; beyond it nothing is written,
                        since something else ran on the device, or it grew hot
+  brief=false          true: a few operations, in seconds; it shows that all works, and predicts badly
 Exit codes: 0; 1 if the device was not steady; 2 if the command line is wrong.
 """
 
@@ -94,7 +95,14 @@ def main(arguments: list[str]) -> int:
     from bench.config.key_values import KeyValueError, read_key_values
     from bench.paths import RESULTS
 
-    defaults = {"name": "", "device": "auto", "threads": 0, "results_dir": RESULTS, "drift": 0.1}
+    defaults = {
+        "name": "",
+        "device": "auto",
+        "threads": 0,
+        "results_dir": RESULTS,
+        "drift": 0.1,
+        "brief": False,
+    }
     try:
         words = read_key_values(arguments, defaults)
         common = [f"device={words['device']}", "method=simulate"]
@@ -107,6 +115,9 @@ def main(arguments: list[str]) -> int:
     except (KeyValueError, CommandError) as error:
         print(f"bench/calibrate.py: {error}", file=sys.stderr)
         return 2
+    grid: tuple[tuple[int, ...], ...] | None = None
+    if words["brief"]:
+        small, minute, grid = small[:1], minute[:1], ((1, 64),) * 3
     from rich.console import Console
 
     from bench.machine import accelerator, host
@@ -124,7 +135,7 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=True)
     with console.status("calibrating") as status:
         found = calibrate(
-            name, device, threads, small, minute, lambda what: status.update(f"calibrating: {what}")
+            name, device, threads, small, minute, lambda what: status.update(f"calibrating: {what}"), grid
         )
     drift = found.made_with["drift"]
     if drift > words["drift"]:

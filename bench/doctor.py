@@ -5,6 +5,8 @@ are not rows, hidden files that killed sweeps left, trials that failed). It chan
 Its key=value arguments:
   results_dir=DIR     default results
   trial=true          also executes a tiny trial, as bench/run.py would; false does not
+  contribution=DIR    checks instead whether the rows in DIR can become a reference, as
+                      results/reference/README.md says
 Exit codes: 0 if all is well; 1 if something has to be mended; 2 if the command line is wrong.
 """
 
@@ -25,14 +27,20 @@ def main(arguments: list[str]) -> int:
     from bench.paths import RESULTS
 
     try:
-        words = read_key_values(arguments, {"results_dir": RESULTS, "trial": True})
+        defaults = {"results_dir": RESULTS, "trial": True, "contribution": ""}
+        words = read_key_values(arguments, defaults)
     except KeyValueError as error:
         print(f"bench/doctor.py: {error}", file=sys.stderr)
         return 2
-    from bench.sweep import diagnosis
+    from bench.sweep import contribution, diagnosis
 
+    found = (
+        contribution.findings(Path(words["contribution"]).expanduser())
+        if words["contribution"]
+        else diagnosis.findings(words["results_dir"], trial=words["trial"])
+    )
     findings = []
-    for finding in diagnosis.findings(words["results_dir"], trial=words["trial"]):
+    for finding in found:
         diagnosis.show(finding)
         findings.append(finding)
     wrong = [finding for finding in findings if finding.wrong]

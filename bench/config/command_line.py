@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,22 +25,22 @@ from omegaconf import OmegaConf
 from bench.config import given_devices, given_models
 from bench.config.compose import (
     CONF,
-    NOT_REPRODUCED,
-    NOT_SWEPT,
     CommandError,
-    Job,
     composed,
     level_of,
     parse,
     register_resolvers,
 )
+from bench.config.job_options import NOT_SWEPT, Job
 from bench.config.key_values import quoted
 from bench.config.names import nearest
+from bench.config.reproducing import LAUNCHER
 from bench.trial.spec import Trial
 
-_LAUNCHER = "hydra/launcher"
-_LAUNCHERS = (_LAUNCHER, "hydra.launcher")
-_HYDRAS_OWN = (_LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.verbose", "hydra.mode")
+_LAUNCHERS = (LAUNCHER, "hydra.launcher")
+LOCAL_LAUNCHERS = ("basic", "joblib")  # their jobs run on this machine, under this terminal
+_FILLED_IN = ("sweep_id=", "sweep_size=", "sweep_ends_at=")
+_HYDRAS_OWN = (LAUNCHER, "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.verbose", "hydra.mode")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Command:
     results_dir: Path
     dry_run: bool
     launcher: str
+    order: str = "given"
+    budget_seconds: float | None = None
     trials: tuple[Trial, ...] = ()
 
 
@@ -150,12 +153,16 @@ def _command(
         if override.key_or_group in NOT_SWEPT and len(values) > 1:
             raise CommandError(f"{override.key_or_group} cannot be swept")
     size = None if other_sweeper else math.prod((job.replicates, *map(len, choices)))
-    added = [f"sweep_id={sweep_id}", f"sweep_size={'null' if size is None else size}"]
-    given = [a for a in arguments if not a.startswith(("sweep_id=", "sweep_size="))]
+    ends_at = "null" if job.budget_seconds is None else f"{time.time() + job.budget_seconds:.1f}"
+    values_filled_in = (sweep_id, "null" if size is None else size, ends_at)
+    added = [f"{key}{value}" for key, value in zip(_FILLED_IN, values_filled_in, strict=True)]
+    given = [a for a in arguments if not a.startswith(_FILLED_IN)]
     if job.replicates > 1 and other_sweeper:
         raise CommandError(
             f"replicates={job.replicates}: needs Hydra's own sweeper, without hydra/sweeper="
         )
+    if job.order != "given" and other_sweeper:
+        raise CommandError(f"order={job.order}: needs Hydra's own sweeper, without hydra/sweeper=")
     if job.replicates > 1:
         # The first override varies slowest: every trial once, then every trial again.
         numbers = ",".join(str(number) for number in range(job.replicates))
@@ -163,9 +170,11 @@ def _command(
     if size != 1 or any(override.is_sweep_override() for override in overrides):
         added.append("hydra.mode=MULTIRUN")
     launcher, given, launcher_words = _with_launcher(given, job)
-    return Command(
-        [*given, *added, *launcher_words], sweep_id, size, job.results_dir, job.dry_run, launcher
-    )
+    if job.budget_seconds is not None and launcher not in LOCAL_LAUNCHERS:
+        key = f"budget_seconds={job.budget_seconds:g}"
+        raise CommandError(f"{key}: only for trials on this machine, without hydra/launcher={launcher}")
+    words, folder = [*given, *added, *launcher_words], job.results_dir
+    return Command(words, sweep_id, size, folder, job.dry_run, launcher, job.order, job.budget_seconds)
 
 
 def _with_launcher(given: list[str], job: Job) -> tuple[str, list[str], list[str]]:
@@ -174,14 +183,14 @@ def _with_launcher(given: list[str], job: Job) -> tuple[str, list[str], list[str
     Raises:
         CommandError: both jobs= and a launcher are given; a launcher has its own limit of jobs.
     """
-    named = [word.partition("=")[2] for word in given if word.startswith(f"{_LAUNCHER}=")]
+    named = [word.partition("=")[2] for word in given if word.startswith(f"{LAUNCHER}=")]
     if job.dry_run:  # runs nothing, so its jobs go one after the other, in this process
         return "basic", [word for word in given if not word.lstrip("+").startswith(_LAUNCHERS)], []
     if job.jobs == 1:
         return (named or ["basic"])[-1], given, []
     if named:
         raise CommandError(f"jobs={job.jobs}: hydra/launcher={named[-1]} has its own limit of jobs")
-    return "joblib", given, [f"{_LAUNCHER}=joblib", f"hydra.launcher.n_jobs={job.jobs}"]
+    return "joblib", given, [f"{LAUNCHER}=joblib", f"hydra.launcher.n_jobs={job.jobs}"]
 
 
 def _parse(arguments: list[str]) -> list[Override]:
@@ -285,13 +294,3 @@ def without_effect(arguments: list[str], trials: Sequence[Trial]) -> list[str]:
         idle["gpu"] = "when a trial is measured: device= names what it runs on"
     starts = {word: re.split("[.=]", word)[0] for word in arguments if not word.startswith("lora=")}
     return [f"{word} changes nothing {idle[start]}" for word, start in starts.items() if start in idle]
-
-
-def reproducing_words(overrides: list[str]) -> list[str]:
-    """The overrides that define the trial, without those that the door adds or that say where it runs."""
-    keys = (o.lstrip("+").partition("=")[0] for o in overrides)
-    return [
-        override
-        for override, key in zip(overrides, keys, strict=True)
-        if key not in {*NOT_REPRODUCED, "hydra.mode", _LAUNCHER} and not key.startswith("hydra.launcher.")
-    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench import paths
 from bench.config import given_devices, given_models
+from bench.config.job_options import Job
 from bench.config.names import nearest
 from bench.formatting import parse_bytes
 from bench.paths import RESULTS, SHIPPED
@@ -32,12 +33,7 @@ from bench.trial.spec import Trial
 T = TypeVar("T")
 
 CONF = SHIPPED / "conf"
-_MOST_REPLICATES = 1000
 _JOB_MINUTES = 10  # for a job to start, over a slow file system, and to end
-_MOST_JOBS = 1024
-RESUME = ("auto", "off", "force")
-BUSY = ("flag", "wait", "share")
-_LONGEST_SECONDS = 21 * 24 * 3600  # the system call that waits accepts no more
 
 
 class CommandError(ValueError):
@@ -47,30 +43,6 @@ class CommandError(ValueError):
 # OmegaConf collapses s3://x to s3:/x where it converts text to a Path, so results_dir is merged as this and
 # set from the text itself.
 _NO_RESULTS_DIR = {"results_dir": "."}
-
-_NOT_SWEPT = {"swept": False}  # the key has one value for all trials of a sweep
-_REPRODUCES = {"reproduces": True}  # the key is among the words that reproduce a row
-
-
-@dataclass(frozen=True)
-class Job:
-    """Where and how a trial is executed: the keys of conf/ that do not define the Trial itself."""
-
-    results_dir: Path = field(metadata=_NOT_SWEPT)
-    timeout_seconds: float = field(metadata=_REPRODUCES)
-    replicates: int = field(metadata=_NOT_SWEPT)
-    replicate: int
-    sweep_id: str | None
-    sweep_size: int | None
-    resume: str = field(metadata=_NOT_SWEPT)
-    dry_run: bool = field(metadata=_NOT_SWEPT)
-    skip_predicted_oom: bool = field(metadata=_NOT_SWEPT)
-    jobs: int = field(metadata=_NOT_SWEPT)
-    busy: str = field(metadata=_NOT_SWEPT)
-
-
-NOT_SWEPT = frozenset(key.name for key in fields(Job) if not key.metadata.get("swept", True))
-NOT_REPRODUCED = frozenset(key.name for key in fields(Job) if not key.metadata.get("reproduces", False))
 
 
 def register_resolvers() -> None:
@@ -163,20 +135,8 @@ def job_of(config: DictConfig) -> Job:
     names = {field.name for field in fields(Job)}
     chosen = {name: config[name] for name in config if name in names}
     job = _as_dataclass(Job, chosen | _NO_RESULTS_DIR)
-    if not 1 <= job.replicates <= _MOST_REPLICATES:
-        raise CommandError(f"replicates={job.replicates}: must be from 1 to {_MOST_REPLICATES}")
-    if not 1 <= job.jobs <= _MOST_JOBS:
-        raise CommandError(f"jobs={job.jobs}: must be from 1 to {_MOST_JOBS}")
-    for key, levels in (("resume", RESUME), ("busy", BUSY)):
-        if getattr(job, key) not in levels:
-            raise CommandError(f"{key}={getattr(job, key)}: choose one of {', '.join(levels)}")
     if not config["results_dir"]:
         raise CommandError("results_dir is empty: name a folder, or leave it out for results/")
-    if not 0 < job.timeout_seconds <= _LONGEST_SECONDS:
-        raise CommandError(
-            f"timeout_seconds={job.timeout_seconds:g}: must be greater than 0, and at most "
-            f"{_LONGEST_SECONDS} (three weeks)"
-        )
     return Job(**{**vars(job), "results_dir": _folder(str(config["results_dir"]))})
 
 

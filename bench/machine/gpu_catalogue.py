@@ -7,7 +7,10 @@ Those bytes are reported apart from tensor bytes and never added to them. None o
                    handle of its own. Another driver has another size.
   workspace_bytes  cuBLAS: 8,519,680 bytes a handle and stream (torch allocates it, CublasHandlePool.cpp),
                    32 MiB from Hopper on (cuBLAS reference, cublasSetWorkspace); a handle for each thread,
-                   and a backward has a thread of its own. torch's memory_allocated counts it.
+                   and a backward has a thread of its own. torch's memory_allocated counts it. Linears with
+                   a bias go to cuBLASLt: with torch 2.11 that took 1 MiB more (OPT, GPT-2 on the H100), the
+                   default of CUBLASLT_WORKSPACE_SIZE; by the documentation of torch 2.13
+                   (torch.backends.cuda.blas_workspace_size) it shares cuBLAS' workspace. Not added.
   nccl_bytes       a process group: 591,396,864 bytes in the same rows, of one rank (NCCL 2.28); between
                    ranks one 4 MiB buffer (NCCL_BUFFSIZE) each way for each of up to 32 channels (NCCL
                    reference)

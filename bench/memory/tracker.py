@@ -184,11 +184,11 @@ class Tracker:
         """What each stretch of the step held, by the categories that storages have in the end."""
         return self._timeline.segments()
 
-    def allocator(self) -> CachingAllocator:
-        """The model of CUDA's caching allocator after the step; its peak is that of the step."""
-        replay = Replay()
+    def allocator(self, capacity_bytes: int | None = None) -> CachingAllocator:
+        """The model of CUDA's caching allocator after the step; its peaks are those of the step."""
+        replay = Replay(CachingAllocator(capacity_bytes))
         replay.through(self._history or self._timeline.initial.items())
-        replay.allocator.peak_bytes = replay.allocator.allocated_bytes
+        replay.allocator.reset_peaks()
         replay.through(self._timeline.changes)
         return replay.allocator
 

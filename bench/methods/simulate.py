@@ -21,6 +21,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from bench.machine.gpu_catalogue import catalogue
 from bench.memory.dispatch import OnOperation, ignored_operation
 from bench.memory.timeline import Segment
 from bench.memory.tracker import Tracker
@@ -108,11 +109,22 @@ def _simulate_step(
     if run.passed_over and not _micro_steps_repeat(segments):
         return _simulate_step(replace(trial, whole=True), platform)
     if platform.has_caching_allocator:
-        allocator = tracker.allocator()
+        allocator = tracker.allocator(_capacity_bytes(trial))
         columns["peak_allocated_bytes"] = allocator.peak_bytes
-        if not run.passed_over:  # what it reserves depends on all that came before
-            columns["peak_reserved_bytes"] = allocator.reserved_bytes
+        # What it reserves depends on all that came before, and on the streams on which FSDP gathers.
+        if not (run.passed_over or trial.fsdp.shards or allocator.overflowed):
+            columns["peak_reserved_bytes"] = allocator.peak_reserved_bytes
     return Simulation(columns, work), segments
+
+
+def _capacity_bytes(trial: Trial) -> int | None:
+    """What the driver can give to the tensors of a trial: what the card that `gpu` names leaves, at most
+    memory_limit_bytes, which torch keeps; None where nothing says it."""
+    card = None if trial.gpu is None else catalogue().get(trial.gpu)
+    if card is None:
+        return trial.memory_limit_bytes
+    left = card.memory_bytes - sum(card.hardware_bytes(trial).values())
+    return left if trial.memory_limit_bytes is None else min(left, trial.memory_limit_bytes)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 The door enters a `SweepContext` and Hydra calls the job, which gets nothing but a config: `current` is how
 the job finds the context. A process that a launcher started has a context of its own, without a display.
-Owns the sweep's display, its request to stop, the nodes that it runs on, what a dry run planned, and which
-trials left no row. `simulator` predicts the trials of a dry run.
+Owns the sweep's display, its request to stop, the nodes that it runs on, what a dry run planned, which
+trials left no row, and how long trials took before. `simulator` predicts the trials of a dry run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.processes.nodes import ALONE, Nodes
 from bench.processes.simulation_pool import Simulator
+from bench.sweep.budget import Durations
 from bench.sweep.progress import Display, Line
 from bench.sweep.signals import StopRequest
 
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class SweepContext:
-    """One sweep in this process; `lost` names the trials that left no row, and why."""
+    """One sweep in this process.
+
+    `lost` names the trials that left no row, and why. `ends_in_time` says that the first trial that finds
+    the sweep's time over ends it; `jobs` then holds command and replicate of each of its trials.
+    """
 
     display: Display = field(default_factory=Display)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -33,6 +39,15 @@ class SweepContext:
     planned: list[Pending] = field(default_factory=list)
     simulator: Simulator = field(default_factory=Simulator)
     lost: list[str] = field(default_factory=list)
+    jobs: list[tuple[str, int]] = field(default_factory=list)
+    ends_in_time: bool = False
+    _durations: dict[Path, Durations] = field(default_factory=dict)
+
+    def durations(self, results_dir: Path) -> Durations:
+        """How long trials took, by the folder's rows as they were at the first question, and by `add`."""
+        if results_dir not in self._durations:
+            self._durations[results_dir] = Durations.read(results_dir)
+        return self._durations[results_dir]
 
     def add_planned(self, line: Line, plan: Pending) -> None:
         """Keeps what a dry run found out about a trial, which gets no row."""

@@ -18,6 +18,10 @@ class RefusedError(BaseException):
     """A launcher cannot submit the jobs; the message is the scheduler's."""
 
 
+class BudgetSpentError(BaseException):
+    """The sweep's time is over: no other trial begins."""
+
+
 class EndedBySignal(KeyboardInterrupt):
     """The system, or somebody, asked this process to end; `number` is the signal's.
 

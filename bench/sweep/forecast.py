@@ -2,17 +2,15 @@
 
 The peak is simulated for this machine's device, with cuBLAS' workspaces. If it is more than the device has,
 the trial cannot fit. If it is less, the trial may still not fit: the driver's own bytes and fragmentation
-come on top. Times are those of earlier rows in the folder of results.
+come on top. Times are those of earlier rows (`budget.Durations`).
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +19,6 @@ from bench.machine import gpu_catalogue, host, nvml
 from bench.methods.estimate.closed_form import closed_form
 from bench.processes import isolate
 from bench.processes.simulation_pool import Simulator, result_of
-from bench.results import store
 from bench.trial.columns import NotSimulated, Simulation
 from bench.trial.platform import CPU, CUDA, Platform
 from bench.trial.skip_rules import skip_reason
@@ -117,26 +114,6 @@ def capacity_bytes(trial: Trial) -> int:
     return memory if trial.memory_limit_bytes is None else min(memory, trial.memory_limit_bytes)
 
 
-def expected_seconds(trial: Trial, results_dir: Path) -> float | None:
-    """Median of the seconds that this trial took before, else those of its model's trials, else None."""
-    same_id, same_model = _times(results_dir)
-    known = same_id.get(trial.trial_id) or same_model.get((trial.model.label, trial.method))
-    return statistics.median(known) if known else None
-
-
-@cache
-def _times(results_dir: Path) -> tuple[dict[str, list[float]], dict[tuple[str, str], list[float]]]:
-    """Seconds of each row that ran to its end: by trial, and by model and method."""
-    by_id: dict[str, list[float]] = {}
-    by_model: dict[tuple[str, str], list[float]] = {}
-    columns = ("trial_id", "started_at", "model", "method", "status", "wall_seconds")
-    for row in store.records(results_dir, columns=columns):
-        if row["status"] in ("ok", "oom"):
-            by_id.setdefault(row["trial_id"], []).append(row["wall_seconds"])
-            by_model.setdefault((row["model"], row["method"]), []).append(row["wall_seconds"])
-    return by_id, by_model
-
-
 @dataclass(frozen=True)
 class Planned:
     """A trial of a dry run: its words and its model and shape, what stands for it, what is expected."""
@@ -160,13 +137,13 @@ class Planned:
 
 
 def plan_trial(
-    trial: Trial, label: str, earlier: dict[str, Any] | None, results_dir: Path, simulator: Simulator
+    trial: Trial, label: str, earlier: dict[str, Any] | None, seconds: float | None, simulator: Simulator
 ) -> Pending:
     """Starts to find out what a dry run says of a trial, and returns at once; only what would be measured,
-    and has no row yet, is simulated."""
+    and has no row yet, is simulated. `seconds` is how long it is expected to take, if that is known."""
     if earlier:
         return Pending(Planned(label, trial.subject, earlier["status"], None, 0.0))
-    plan = Planned(label, trial.subject, None, None, expected_seconds(trial, results_dir))
+    plan = Planned(label, trial.subject, None, None, seconds)
     if trial.method != "measure":
         return Pending(plan)
     platform = _platform_here(trial)

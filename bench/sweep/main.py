@@ -22,18 +22,18 @@ from hydra._internal.utils import get_args_parser
 from hydra.plugins.sweeper import Sweeper
 
 from bench import paths
-from bench.config.command_line import Command, check, without_effect
+from bench.config.command_line import LOCAL_LAUNCHERS, Command, check, without_effect
 from bench.config.compose import CONF, CommandError, register_resolvers
+from bench.config.reproducing import replicate_of, reproducing_command
 from bench.formatting import count_of
 from bench.machine import nvml
 from bench.results import row_file
-from bench.sweep.errors import EndedBySignal, NotWrittenError, RefusedError
+from bench.sweep.errors import BudgetSpentError, EndedBySignal, NotWrittenError, RefusedError
 
 if TYPE_CHECKING:
+    from bench.sweep.budget import LeftOut
     from bench.sweep.context import SweepContext
     from bench.trial.spec import Trial
-
-_LOCAL_LAUNCHERS = ("basic", "joblib")  # their jobs run under this terminal, and Ctrl-C reaches them
 
 
 def main(job: Callable[[Any], Any], argv: list[str]) -> int:
@@ -63,7 +63,7 @@ def main(job: Callable[[Any], Any], argv: list[str]) -> int:
         print(f"bench/run.py: {error}", file=sys.stderr)
         return 2
     try:
-        if command.launcher in _LOCAL_LAUNCHERS:
+        if command.launcher in LOCAL_LAUNCHERS:
             for trial in command.trials:
                 _require_machine(trial)
         _require_results_dir(command)
@@ -172,11 +172,13 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
     Raises:
         RefusedError: the launcher could not submit the jobs.
     """
-    from bench.sweep import progress
+    from bench.sweep import order, progress
 
+    all_jobs: list[list[str]] = []
     # Now, while Ctrl-C is the door's: a library may turn it into an error of its own, which Hydra shows.
     importlib.import_module("bench.sweep.job")
-    sweep.stop.install(door=True, patient=command.launcher in _LOCAL_LAUNCHERS)
+    sweep.ends_in_time = command.launcher == "basic"
+    sweep.stop.install(door=True, patient=command.launcher in LOCAL_LAUNCHERS)
     # Hydra would compose every combination before the first may start; `check` has just passed them all.
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
@@ -184,7 +186,11 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
             sweep.display = stack.enter_context(progress.shown(command.size))
             if command.launcher == "joblib":  # its trials run in other processes, which are patient too
                 stack.enter_context(sweep.stop.finishing())
+            stack.enter_context(order.arranged(command.order, all_jobs.extend))
             hydra_main()
+    except BudgetSpentError:
+        sweep.jobs = [(reproducing_command(words), replicate_of(words)) for words in all_jobs]
+        return None
     except EndedBySignal as ended:
         return 128 + ended.number
     except KeyboardInterrupt:
@@ -198,7 +204,7 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
 def _show_results(command: Command, cut_short: int | None, sweep: SweepContext, given: list[str]) -> int:
     """Shows the sweep's table, and returns the exit code: `cut_short`, else what the rows say."""
     from bench.results import store
-    from bench.sweep import resume, summary
+    from bench.sweep import budget, plan_table, resume, summary
 
     if command.dry_run:
         if cut_short:
@@ -206,16 +212,20 @@ def _show_results(command: Command, cut_short: int | None, sweep: SweepContext, 
             return cut_short
         with sweep.simulator:
             plans = [pending.planned() for pending in sweep.planned]
-        summary.show_plan(plans)
+        plan_table.show_plan(plans, command.budget_seconds)
         return 0
     logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
     reused = resume.reused_rows(logs, command.results_dir)
     rows = store.records(command.results_dir, command.sweep_id)
-    summary.show(rows, reused, command, given, interrupted=cut_short is not None)
+    left_out: list[LeftOut] = []
+    if command.budget_seconds is not None and cut_short is None:
+        left_out = budget.left_out(logs, sweep.jobs, rows + reused)
+    summary.show(rows, reused, command, given, interrupted=cut_short is not None, left_out=left_out)
     summary.show_lost(sweep.lost)
     rows += reused
     if cut_short is not None:
         return cut_short
     failed = any(row["status"] in ("error", "timeout") for row in rows)
-    missing = command.size is not None and len(rows) < command.size
-    return 1 if failed or missing or not rows else 0
+    accounted = len(rows) + len(left_out)
+    missing = command.size is not None and accounted < command.size
+    return 1 if failed or missing or not accounted else 0

@@ -1,6 +1,6 @@
-"""What the person sees when a sweep has ended: the table of its trials, or of what a dry run would do.
+"""What the person sees when a sweep has ended: the table of its trials, and how to go on.
 
-In: rows, or the plans of a dry run. Out: text on stdout. Reads and writes no files.
+In: rows. Out: text on stdout. Reads and writes no files.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,23 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.config.command_line import Command
-    from bench.sweep.forecast import Planned
+    from bench.sweep.budget import LeftOut
 
 Rows = list[dict[str, Any]]
 
+_MOST_LEFT_OUT = 20  # trials that are named
 _MOST_FOR_A_WORD = 24  # columns; a longer word, as a path, is broken
 _LEAST_FOR_REASONS = 40  # columns; where there is less room, reasons follow the table
 
 
-def show(new: Rows, reused: Rows, command: Command, given: list[str], interrupted: bool) -> None:
+def show(
+    new: Rows,
+    reused: Rows,
+    command: Command,
+    given: list[str],
+    interrupted: bool,
+    left_out: Sequence[LeftOut] = (),
+) -> None:
     """Prints the table of an ended sweep, where its rows are, and the command that repeats the sweep.
 
     Args:
@@ -43,11 +52,15 @@ def show(new: Rows, reused: Rows, command: Command, given: list[str], interrupte
         command: the sweep.
         given: its command line, as it was given.
         interrupted: whether the sweep was cut short.
+        left_out: the trials for which its budget_seconds were too short.
     """
     console = progress.console()
     rows = reused + new
     if not rows:
         console.print("No trial has ended; no row was written.")
+        if left_out:
+            _show_left_out(console, left_out, rows, command)
+            _show_command(console, "Go on", given)
         return
     counted = f"{len(rows)} of {command.size or len(rows)} trials"
     console.print(f"\n{escape(subject_of_rows(rows))}\n{counted}\n", highlight=False)
@@ -64,6 +77,8 @@ def show(new: Rows, reused: Rows, command: Command, given: list[str], interrupte
             "\nInterrupted; the rows above are complete and stay. The same command goes on from here.",
             highlight=False,
         )
+    if left_out:
+        _show_left_out(console, left_out, rows, command)
     shown = str(command.results_dir / "trials")
     if not paths.is_remote(command.results_dir) and not os.path.relpath(shown).startswith(".."):
         shown = os.path.relpath(shown)
@@ -71,40 +86,32 @@ def show(new: Rows, reused: Rows, command: Command, given: list[str], interrupte
         f"\nRows       {escape(shown)}  (sweep_id {command.sweep_id})", highlight=False, soft_wrap=True
     )
     failed = any(row["status"] in ("error", "timeout") for row in rows)
-    unfinished = interrupted or failed
+    unfinished = interrupted or failed or bool(left_out)
     all_of_it = [] if unfinished or any(word.startswith("resume=") for word in given) else ["resume=off"]
-    line = shlex.join([*paths.command("run"), *given, *all_of_it])
-    console.print(
-        f"{'Go on' if unfinished else 'Once more':<11}{escape(line)}", highlight=False, soft_wrap=True
-    )
+    _show_command(console, "Go on" if unfinished else "Once more", [*given, *all_of_it])
     if failed:
         logs = paths.local_dir(command.results_dir) / "logs" / command.sweep_id
         console.print(f"Logs       {escape(str(logs))}", highlight=False, soft_wrap=True)
 
 
-def show_plan(plans: list[Planned]) -> None:
-    """Prints the table of a dry run: what would run, what does not fit, how long all of it takes."""
-    console = progress.console()
-    lines = []
-    for label, plan in zip(_unshared_words([plan.label.split(" ") for plan in plans]), plans, strict=True):
-        forecast = plan.forecast
-        peak = capacity = reason = ""
-        if forecast is not None:
-            reason = forecast.reason or ""
-            if forecast.peak_bytes is not None:
-                peak = formatting.format_gib(forecast.peak_bytes)
-                capacity = formatting.format_gib(forecast.capacity_bytes)
-        expected = "" if plan.seconds is None else formatting.format_duration(plan.seconds)
-        lines.append(_Line([label, plan.verdict, peak, capacity, expected], reason))
-    subjects = dict.fromkeys(plan.subject for plan in plans)
-    console.print(f"\n{escape('; '.join(subjects))}, on this machine's device\n", highlight=False)
-    show_lines(console, ["trial", "plan", "predicted peak GiB", "device GiB", "expected"], lines)
-    known = [plan.seconds for plan in plans if plan.seconds is not None]
-    unknown = len(plans) - len(known)
-    text = f"\n{len(plans)} trials, nothing was run. Expected: {formatting.format_duration(sum(known))}"
-    if unknown:
-        text += f", and {unknown} that no earlier row tells the time of (at most timeout_seconds each)"
-    console.print(text, highlight=False)
+def _show_command(console: Console, what_for: str, given: list[str]) -> None:
+    line = shlex.join([*paths.command("run"), *given])
+    console.print(f"{what_for:<11}{escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _show_left_out(console: Console, left_out: Sequence[LeftOut], rows: Rows, command: Command) -> None:
+    """Prints which trials the sweep's time was too short for, and why, without words that all share."""
+    count = formatting.count_of(len(left_out), "trial")
+    budget = formatting.format_duration(command.budget_seconds or 0.0)
+    console.print(f"\nLeft out, for the sweep may take {budget}: {count}", highlight=False)
+    commands = [*(trial.command for trial in left_out), *(row["overrides"] for row in rows)]
+    words = unshared_words([shlex.split(command)[2:] for command in commands])
+    for trial, label in list(zip(left_out, words, strict=False))[:_MOST_LEFT_OUT]:
+        number = f" #{trial.replicate + 1}" if trial.replicate else ""
+        console.print(f"  {escape(label)}{number}: {trial.reason}", highlight=False)
+    if len(left_out) > _MOST_LEFT_OUT:
+        console.print(f"  and {len(left_out) - _MOST_LEFT_OUT} more", highlight=False)
+    console.print("The same command runs them, and nothing that has a row.", highlight=False)
 
 
 def show_lost(lost: list[str]) -> None:
@@ -176,7 +183,7 @@ def show_table(console: Console, rows: Rows) -> None:
     names = ["trial", "status", "peak GiB", "change", "tokens/s/device [95 %]", "change"]
     first = next((row for row in trials if row["status"] == "ok"), None)
     lines = [
-        _Line(
+        TableLine(
             [label, row["status"], *cells(row, first)], _reason(row) or "", progress.COLOURS[row["status"]]
         )
         for label, row in zip(labels(trials), trials, strict=True)
@@ -185,7 +192,7 @@ def show_table(console: Console, rows: Rows) -> None:
 
 
 @dataclass(frozen=True)
-class _Line:
+class TableLine:
     """One line of a table: the cells of its columns, the trial's first, and a reason that may be long."""
 
     cells: list[str]
@@ -193,7 +200,7 @@ class _Line:
     style: str = ""
 
 
-def show_lines(console: Console, names: list[str], lines: list[_Line]) -> None:
+def show_lines(console: Console, names: list[str], lines: list[TableLine]) -> None:
     """Prints a table. Where the screen is too narrow for a column of reasons, they follow the table."""
     any_reason = any(line.reason for line in lines)
     wide = _table(names, lines, reasons=any_reason)
@@ -209,7 +216,7 @@ def show_lines(console: Console, names: list[str], lines: list[_Line]) -> None:
             )
 
 
-def _table(names: list[str], lines: list[_Line], *, reasons: bool) -> Table:
+def _table(names: list[str], lines: list[TableLine], *, reasons: bool) -> Table:
     """Text to the left, in lines of whole words, numbers to the right."""
     grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in names:
@@ -230,12 +237,12 @@ def labels(trials: Rows) -> list[str]:
     return [
         words + (f" (×{row['replicates']})" if row["replicates"] > 1 else "")
         for words, row in zip(
-            _unshared_words([shlex.split(row["overrides"])[2:] for row in trials]), trials, strict=True
+            unshared_words([shlex.split(row["overrides"])[2:] for row in trials]), trials, strict=True
         )
     ]
 
 
-def _unshared_words(lines: list[list[str]]) -> list[str]:
+def unshared_words(lines: list[list[str]]) -> list[str]:
     """Each line without the words that all lines share."""
     shared = set.intersection(*map(set, lines)) if len(lines) > 1 else set()
     return [" ".join(word for word in line if word not in shared) or "(defaults)" for line in lines]

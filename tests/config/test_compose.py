@@ -89,7 +89,7 @@ def test_composing_once_gives_what_hydra_gives_for_each_line(monkeypatch: pytest
         return found
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        lines = [*WORDS, *CHOSEN[::8], *GRADED]
+        lines = [*WORDS, *CHOSEN[::24], *GRADED]
         quick = answers(lines)
         assert compose._from_levels(["lora=on", "seed=1"]) is not None
         monkeypatch.setattr(compose, "_from_levels", lambda _overrides: None)
@@ -199,6 +199,10 @@ def test_replicates_are_interleaved() -> None:
         ("replicates=1,2", "replicates cannot be swept"),
         ("timeout_seconds=0", "timeout_seconds=0: must be greater than 0"),
         ("results_dir=", "results_dir is empty"),
+        ("budget_seconds=0", "budget_seconds=0: must be greater than 0"),
+        ("budget_seconds=nan", "budget_seconds=nan: must be greater than 0"),
+        ("budget_seconds=5,6", "budget_seconds cannot be swept"),
+        ("order=best", "order=best: choose one of given, informative"),
         ("memory_limit_bytes=24XB", "memory_limit_bytes=24XB: must be bytes, as 24GB"),
         ("seed=interval(1,2)", "needs another Hydra sweeper"),
         ("precision=glob(x*)", "matches none of"),

@@ -65,6 +65,22 @@ def test_fragments_too_small_for_a_request_cost_a_new_segment() -> None:
     assert allocator.reserved_bytes == 40 * MIB
 
 
+def test_where_the_driver_has_no_more_whole_free_segments_are_given_back_and_it_tries_again() -> None:
+    allocator = CachingAllocator(capacity_bytes=70 * MIB)
+    kept = allocator.allocate(5 * MIB)  # of a segment of 20 MiB, which therefore stays
+    for block in [allocator.allocate(16 * MIB) for _ in range(2)]:
+        allocator.release(block)
+    assert allocator.reserved_bytes == 52 * MIB
+    allocator.allocate(30 * MIB)  # 82 MiB in all: more than there is
+    assert (allocator.retries, allocator.overflowed) == (1, False)
+    assert (allocator.reserved_bytes, allocator.peak_reserved_bytes) == (50 * MIB, 52 * MIB)
+    assert allocator.allocate(12 * MIB).address != kept.address
+    assert allocator.reserved_bytes == 50 * MIB, "12 of the 15 MiB that are left of the first segment"
+    allocator.reset_peaks()
+    allocator.allocate(30 * MIB)
+    assert allocator.overflowed, "torch raises here"
+
+
 def test_a_step_reserves_what_it_cannot_reuse() -> None:
     weight, temporary, host = Storage(bytes=0), Storage(bytes=0), Storage(bytes=0, on_host=True)
     changes = [(temporary, 30 * MIB), (host, 99 * MIB), (temporary, -30 * MIB)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
 from bench.analysis.grading.predictions import submit_simulation
 from bench.machine import gpu_catalogue
@@ -145,6 +146,8 @@ def test_simulation_against_the_cuda_allocator(tmp_path: Path, overrides: tuple[
     with Simulator() as simulator:
         predicted = submit_simulation(trial, CUDA, simulator).result()
     row, workspaces = measured.ranks[0], workspaces_bytes(measured, trial)
-    close = 0.03 if trial.fsdp.shards else 0.015  # torch 2.11 simulates AdamW over DTensors too large
+    # torch 2.11 simulates AdamW over DTensors 2.7 % too large; 2.13 does not (2.12 was never tried).
+    close = 0.03 if trial.fsdp.shards and Version(torch.__version__) < Version("2.13") else 0.015
     for column, within in (("peak_allocated_bytes", close), ("peak_reserved_bytes", 0.15)):
-        assert predicted[column] + workspaces == pytest.approx(row[column], rel=within), column
+        if column in predicted:  # what is reserved under FSDP is not predicted
+            assert predicted[column] + workspaces == pytest.approx(row[column], rel=within), column

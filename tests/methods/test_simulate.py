@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.backends import utils as bnb_utils
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bench.machine import gpu_catalogue
 from bench.methods import simulate
 from bench.methods.depth import repetition_of
 from bench.trial.platform import CPU, CUDA, Platform, platform_of
@@ -65,7 +66,8 @@ def test_a_deep_model_extended_from_shallow_ones_is_the_whole_one_to_the_byte(
     assert simulation is not None, "it was simulated whole"
     extended: dict[str, Any] = {**simulation.columns, "work": simulation.work}
     whole = simulated(*overrides.split(), "whole=true", platform=platform)
-    assert (whole.pop("peak_reserved_bytes", None) is None) == (platform == CPU)
+    sharded = make_trial(*overrides.split()).fsdp.shards
+    assert (whole.pop("peak_reserved_bytes", None) is None) == (platform == CPU or sharded)
     assert extended == {name: whole[name] for name in extended}
     assert whole.keys() - extended.keys() == {"peak_allocated_bytes"}
     if "timeline" in whole:  # its highest stretch is the peak
@@ -126,7 +128,8 @@ def test_micro_steps_passed_over_change_nothing(overrides: str) -> None:
     """16 micro-steps cost as much to simulate as 4, and are the whole ones to the byte."""
     words = ("grad_accum_steps=7", "micro_batch_size=1", "seq_len=16", *overrides.split())
     short, whole = (simulated(*words, f"whole={whole}", platform=CUDA) for whole in ("false", "true"))
-    assert whole.pop("peak_reserved_bytes") > 0
+    assert ("peak_reserved_bytes" in whole) == ("fsdp" not in overrides), "FSDP's streams have pools"
+    whole.pop("peak_reserved_bytes", None)
     assert short == whole
 
 
@@ -154,6 +157,27 @@ def test_every_tensor_on_cuda_is_rounded_to_512_bytes() -> None:
     found = simulated("model.vocab_size=1001", platform=CUDA)
     assert all(found[name] % 512 == 0 for name in found if name.endswith("_bytes"))
     assert found["peak_reserved_bytes"] >= found["peak_allocated_bytes"]
+
+
+def test_a_smaller_card_makes_the_allocator_give_segments_back_until_it_cannot() -> None:
+    words = ("optimizer=adamw_fused", "seq_len=512", "checkpointing=on")
+    free = simulated(*words, platform=CUDA)
+    reserved, peak = free["peak_reserved_bytes"], free["peak_allocated_bytes"]
+    tight = simulated(*words, f"memory_limit_bytes={reserved - 2**21}", platform=CUDA)
+    assert peak <= tight["peak_reserved_bytes"] <= reserved - 2**21
+    assert "peak_reserved_bytes" not in simulated(
+        *words, f"memory_limit_bytes={peak - 2**20}", platform=CUDA
+    )
+
+
+def test_what_a_card_leaves_to_tensors() -> None:
+    """80 GiB, less context and two workspaces of 32 MiB (gpu_catalogue.py)."""
+    card = gpu_catalogue.catalogue()["h100-sxm"]
+    trial = make_trial("method=simulate", "gpu=h100-sxm", "device=cuda")
+    left = card.memory_bytes - 794_820_608 - 2 * 32 * 2**20
+    assert simulate._capacity_bytes(trial) == left
+    assert simulate._capacity_bytes(make_trial("memory_limit_bytes=1GB")) == 10**9
+    assert simulate._capacity_bytes(make_trial()) is None
 
 
 def test_cuda_takes_foreach_by_default_and_the_cpu_the_loop() -> None:

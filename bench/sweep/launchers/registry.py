@@ -19,9 +19,10 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 
 from bench import paths
-from bench.config.command_line import Command, reproducing_words
+from bench.config.command_line import Command
 from bench.config.compose import CommandError
 from bench.config.key_values import quoted
+from bench.config.reproducing import reproducing_words
 from bench.paths import ROOT
 from bench.sweep import context
 
