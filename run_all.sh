@@ -137,7 +137,7 @@ case "${1:-all}" in
     card)
         here="$venv/bin/python"
         [ -x "$here" ] || here=$python
-        exec "$here" -m bench.sweep.card budget_seconds="${CARD_BUDGET:-540}" "${@:2}"
+        exec "$here" -m bench.sweep.card.day budget_seconds="${CARD_BUDGET:-540}" "${@:2}"
         ;;
     setup) make_environment ;;
     reference)

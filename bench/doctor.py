@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
     except KeyValueError as error:
         print(f"bench/doctor.py: {error}", file=sys.stderr)
         return 2
-    from bench.sweep import contribution, diagnosis
+    from bench.sweep import diagnosis
+    from bench.sweep.card import contribution
 
     found = (
         contribution.findings(Path(words["contribution"]).expanduser())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import grimp
 import networkx as nx
@@ -82,3 +83,12 @@ def test_the_contract_of_imports_is_kept(
     monkeypatch.setattr(importlinter, "_configure_logging", lambda _verbose: None)  # pytest has its own
     status = importlinter.lint_imports(no_cache=True, no_logo=True)
     assert status == importlinter.EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_no_room_and_no_file_grows_beyond_what_one_can_take_in() -> None:
+    """Who needs more splits the room, or the file, by purpose."""
+    files = [path for path in (ROOT / "bench").rglob("*.py")]
+    rooms = Counter(path.parent.relative_to(ROOT).as_posix() for path in files)
+    assert {room: count for room, count in rooms.items() if count > 12} == {}
+    long = {path.name: count for path in files if (count := len(path.read_text().splitlines())) > 300}
+    assert long == {}

@@ -38,8 +38,8 @@ from bench.timing.samples import HostSample
 from bench.trial.platform import platform_of
 from bench.trial.spec import Trial
 from bench.workload.build import build
+from bench.workload.loops.train_step import run_one_step
 from bench.workload.state import CannotExistError, Run
-from bench.workload.train_step import run_one_step
 
 _STEPS, _WARM_UP_STEPS = 15, 3
 _CPU_GRID = ((1, 16, 128, 1024), (16, 128, 1024), (16, 128, 1024))

@@ -31,9 +31,9 @@ from bench.methods.timed_steps import as_rank_0, timed, warm_up
 from bench.trial.columns import Columns
 from bench.trial.spec import Trial
 from bench.workload.build import build
-from bench.workload.plan import Plan, unwatched
+from bench.workload.loops.plan import Plan, unwatched
+from bench.workload.loops.train_step import carry_out
 from bench.workload.state import Run
-from bench.workload.train_step import carry_out
 
 _WATCHED_STEPS, _WATCHED_SLOW_STEPS, _SLOW_SECONDS = 12, 4, 0.5
 Report = Callable[[str], None]

@@ -17,7 +17,7 @@ from bench.trial.columns import Columns
 from bench.workload import flops
 from bench.workload.architectures import attention_of, blocks_of
 from bench.workload.experts import active_shares
-from bench.workload.plan import Enter, Plan
+from bench.workload.loops.plan import Enter, Plan
 from bench.workload.state import Run
 from bench.workload.techniques import TECHNIQUES
 from bench.workload.tensors import parameter_counts, parameter_sizes

@@ -34,10 +34,10 @@ from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import on_meta
 from bench.workload.build import build
-from bench.workload.plan import Plan
+from bench.workload.loops.plan import Plan
+from bench.workload.loops.train_step import carry_out
 from bench.workload.shortened import block_kinds, shortened
 from bench.workload.state import REPEATED, CannotExistError
-from bench.workload.train_step import carry_out
 
 
 def simulate(trial: Trial, platform: Platform) -> Simulation:

@@ -19,8 +19,8 @@ from bench.machine import accelerator
 from bench.methods.step_statistics import relative_width
 from bench.trial.axes import Timing
 from bench.trial.columns import Columns
-from bench.workload.generate import generate
-from bench.workload.plan import Plan, unwatched
+from bench.workload.loops.generate import generate
+from bench.workload.loops.plan import Plan, unwatched
 from bench.workload.state import Run
 
 _BLOCK_STEPS = 5

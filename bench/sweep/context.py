@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from bench.processes.nodes import ALONE, Nodes
 from bench.processes.simulation_pool import Simulator
-from bench.sweep.budget import Durations
 from bench.sweep.progress import Display, Line
+from bench.sweep.schedule.budget import Durations
 from bench.sweep.signals import StopRequest
 
 if TYPE_CHECKING:
-    from bench.sweep.forecast import Pending
+    from bench.sweep.schedule.forecast import Pending
 
 
 @dataclass

@@ -26,10 +26,11 @@ from bench.methods.estimate.formulas import estimate
 from bench.processes import isolate
 from bench.results import parquet
 from bench.results.row_file import RowFile
-from bench.sweep import budget, context, forecast, resume, row_assembly
+from bench.sweep import context, resume, row_assembly
 from bench.sweep.context import SweepContext
 from bench.sweep.errors import BudgetSpentError, EndedBySignal, NotWrittenError
 from bench.sweep.progress import Line
+from bench.sweep.schedule import budget, forecast
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
 

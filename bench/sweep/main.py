@@ -31,8 +31,8 @@ from bench.results import row_file
 from bench.sweep.errors import BudgetSpentError, EndedBySignal, NotWrittenError, RefusedError
 
 if TYPE_CHECKING:
-    from bench.sweep.budget import LeftOut
     from bench.sweep.context import SweepContext
+    from bench.sweep.schedule.budget import LeftOut
     from bench.trial.spec import Trial
 
 
@@ -172,7 +172,8 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
     Raises:
         RefusedError: the launcher could not submit the jobs.
     """
-    from bench.sweep import order, progress
+    from bench.sweep import progress
+    from bench.sweep.schedule import order
 
     all_jobs: list[list[str]] = []
     # Now, while Ctrl-C is the door's: a library may turn it into an error of its own, which Hydra shows.
@@ -204,7 +205,8 @@ def _run_jobs(command: Command, hydra_main: Callable[[], None], sweep: SweepCont
 def _show_results(command: Command, cut_short: int | None, sweep: SweepContext, given: list[str]) -> int:
     """Shows the sweep's table, and returns the exit code: `cut_short`, else what the rows say."""
     from bench.results import store
-    from bench.sweep import budget, plan_table, resume, summary
+    from bench.sweep import plan_table, resume, summary
+    from bench.sweep.schedule import budget
 
     if command.dry_run:
         if cut_short:

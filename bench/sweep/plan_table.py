@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from bench import formatting
 from bench.sweep import progress
-from bench.sweep.forecast import Planned
+from bench.sweep.schedule.forecast import Planned
 from bench.sweep.summary import TableLine, show_lines, unshared_words
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.config.command_line import Command
-    from bench.sweep.budget import LeftOut
+    from bench.sweep.schedule.budget import LeftOut
 
 Rows = list[dict[str, Any]]
 

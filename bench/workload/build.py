@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from bench.trial.platform import Platform, platform_of
 from bench.trial.spec import Trial
 from bench.workload import architectures
+from bench.workload.loops.trainer import TrainerLoop
 from bench.workload.state import CannotExistError, Run
 from bench.workload.techniques import PLACING, SHAPING
-from bench.workload.trainer import TrainerLoop
 
 _SPARE_ROWS = 2
 

@@ -20,8 +20,8 @@ import torch
 from bench.methods.timed_steps import timed
 from bench.processes import isolate
 from bench.workload.build import build
+from bench.workload.loops.train_step import carry_out
 from bench.workload.state import Run
-from bench.workload.train_step import carry_out
 from tests.conftest import make_trial
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from bench.methods.measure import allocator_pass
 from bench.trial.platform import platform_of
 from bench.trial.spec import Trial
 from bench.workload.build import build
+from bench.workload.loops.train_step import step
 from bench.workload.state import Run
-from bench.workload.train_step import step
 from tests.conftest import make_trial, some
 
 CPU = torch.device("cpu")

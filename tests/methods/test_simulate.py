@@ -17,7 +17,7 @@ from bench.trial.platform import CPU, CUDA, Platform, platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.vocabulary import CATEGORIES
 from bench.workload.build import build
-from bench.workload.train_step import step
+from bench.workload.loops.train_step import step
 from tests.conftest import make_trial
 
 DEEP = (

@@ -9,8 +9,8 @@ import pytest
 
 from bench.config.compose import CommandError
 from bench.machine import host, leases
-from bench.sweep import forecast
 from bench.sweep.main import _require_machine
+from bench.sweep.schedule import forecast
 from bench.sweep.signals import StopRequest
 from tests.conftest import make_trial
 

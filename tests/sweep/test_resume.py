@@ -16,7 +16,7 @@ from bench.machine import leases, provenance
 from bench.paths import ROOT
 from bench.results import store
 from bench.sweep import diagnosis, resume
-from bench.sweep.budget import Durations
+from bench.sweep.schedule.budget import Durations
 from tests.conftest import door, door_here, make_trial, some
 from tests.rows import all_rows
 from tests.sweeps import Here

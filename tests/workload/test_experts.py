@@ -12,9 +12,9 @@ from bench.workload import flops
 from bench.workload.architectures import config_of, on_meta
 from bench.workload.build import build
 from bench.workload.experts import active_shares, quantised_experts
+from bench.workload.loops.train_step import step
 from bench.workload.state import CannotExistError, NotInForceError
 from bench.workload.techniques import lora, precision
-from bench.workload.train_step import step
 from tests.conftest import make_trial
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.machine import gpu_catalogue
 from bench.methods import observe
 from bench.workload.build import build
-from bench.workload.train_step import step
+from bench.workload.loops.train_step import step
 from tests.conftest import make_trial
 
 

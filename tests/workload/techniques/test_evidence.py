@@ -11,10 +11,10 @@ import torch
 from bitsandbytes.autograd import _functions as bnb_autograd
 
 from bench.workload.build import build
+from bench.workload.loops.train_step import step
 from bench.workload.state import NotInForceError, Run
 from bench.workload.techniques import TECHNIQUES, checkpointing, fsdp, lora, offload, precision
 from bench.workload.tensors import parameter_counts
-from bench.workload.train_step import step
 from tests.conftest import make_trial
 
 CPU = torch.device("cpu")

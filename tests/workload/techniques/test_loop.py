@@ -9,9 +9,9 @@ from bench.methods import simulate
 from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
+from bench.workload.loops.train_step import step
 from bench.workload.state import NotInForceError
 from bench.workload.techniques import loop, optimizer
-from bench.workload.train_step import step
 from tests.conftest import SHORT, make_trial
 
 DEVICE = torch.device("cpu")

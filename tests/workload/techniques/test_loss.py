@@ -12,9 +12,9 @@ from bench.methods import simulate
 from bench.trial.platform import CPU, CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
+from bench.workload.loops.train_step import step
 from bench.workload.state import CannotExistError, NotInForceError
 from bench.workload.techniques import loss
-from bench.workload.train_step import step
 from tests.conftest import SHORT, make_trial
 
 DEVICE = torch.device("cpu")

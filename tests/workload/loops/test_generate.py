@@ -8,7 +8,7 @@ import torch
 from bench.trial.platform import CPU
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
-from bench.workload.generate import generate
+from bench.workload.loops.generate import generate
 from bench.workload.state import Run
 from tests.conftest import SHORT, make_trial
 from tests.sweeps import Here

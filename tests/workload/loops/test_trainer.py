@@ -31,11 +31,11 @@ from bench.trial.columns import Columns
 from bench.trial.platform import CPU, CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
-from bench.workload.plan import Plan, unwatched
+from bench.workload.loops.plan import Plan, unwatched
+from bench.workload.loops.train_step import carry_out
+from bench.workload.loops.trainer import _forget
 from bench.workload.state import NotInForceError, Run
 from bench.workload.techniques import checkpointing, loop
-from bench.workload.train_step import carry_out
-from bench.workload.trainer import _forget
 from tests.conftest import SHORT, make_trial
 
 DEVICE = torch.device("cpu")

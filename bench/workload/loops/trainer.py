@@ -26,10 +26,10 @@ from torch.utils.data import Dataset
 from transformers.trainer_callback import PrinterCallback
 
 from bench.trial.spec import Trial
-from bench.workload.plan import Conductor, Enter, unwatched
+from bench.workload.loops.plan import Conductor, Enter, unwatched
+from bench.workload.loops.trainer_arguments import arguments_of, names_optimizer
 from bench.workload.state import Run
 from bench.workload.techniques import optimizer
-from bench.workload.trainer_arguments import arguments_of, names_optimizer
 
 Examples = list[dict[str, list[int]]]
 

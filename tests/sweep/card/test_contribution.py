@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.results import baselines, store
-from bench.sweep import contribution
+from bench.sweep.card import contribution
 from bench.sweep.diagnosis import Finding
 from tests.conftest import door_here
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from bench.workload.generate import generate
-from bench.workload.plan import Conductor, Enter, Plan, T, unwatched
+from bench.workload.loops.generate import generate
+from bench.workload.loops.plan import Conductor, Enter, Plan, T, unwatched
 from bench.workload.state import Run
 
 

@@ -29,7 +29,7 @@ from bench.config.key_values import KeyValueError, read_key_values
 from bench.machine import brought, host, nvml, provenance
 from bench.paths import RESULTS, ROOT
 from bench.results import baselines
-from bench.sweep.card_parts import Day, Diary, Part
+from bench.sweep.card.parts import Day, Diary, Part
 
 PARTS = ROOT / "conf" / "card.toml"
 STOPPED = -1  # in place of the exit code of a command whose time was over
@@ -131,7 +131,8 @@ class Running:
 
     def _judge(self) -> list[int]:
         """Compares and grades what was measured; the exit codes."""
-        from bench.sweep import contribution, diagnosis
+        from bench.sweep import diagnosis
+        from bench.sweep.card import contribution
 
         page = self.folder / "report" / "comparison.md"
         compare = ["bench/compare.py", "baseline_ref=auto", f"candidate={self.folder}", f"markdown={page}"]

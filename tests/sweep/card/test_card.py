@@ -16,9 +16,9 @@ from bench.config.command_line import check
 from bench.machine import brought
 from bench.paths import ROOT
 from bench.results import baselines, store
-from bench.sweep import card
-from bench.sweep.card import STOPPED, Running
-from bench.sweep.card_parts import Day, Diary, Part
+from bench.sweep.card import day as card
+from bench.sweep.card.day import STOPPED, Running
+from bench.sweep.card.parts import Day, Diary, Part
 from tests.conftest import door_here
 
 TEXT = card.PARTS.read_text()
@@ -190,7 +190,7 @@ def test_tests_that_passed_do_not_run_again(tmp_path: Path) -> None:
 def test_the_command_itself_on_a_cpu(tmp_path: Path) -> None:
     words = [f"results_dir={tmp_path}", "budget_seconds=60"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.sweep.card", *words],
+        [sys.executable, "-m", "bench.sweep.card.day", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

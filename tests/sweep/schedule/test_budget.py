@@ -12,9 +12,9 @@ from bench.config import command_line
 from bench.config.command_line import check
 from bench.config.compose import CommandError
 from bench.processes import isolate
-from bench.sweep import order
-from bench.sweep.budget import Durations
-from bench.sweep.order import most_informative_first
+from bench.sweep.schedule import order
+from bench.sweep.schedule.budget import Durations
+from bench.sweep.schedule.order import most_informative_first
 from bench.trial.outcome import Outcome
 from bench.trial.spec import Trial
 from tests.conftest import door, make_trial

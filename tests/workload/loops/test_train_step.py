@@ -7,7 +7,7 @@ import torch
 
 from bench.workload.architectures import blocks_of
 from bench.workload.build import build
-from bench.workload.train_step import step
+from bench.workload.loops.train_step import step
 from bench.workload.weights import canonical_name
 from tests.conftest import SHORT, make_trial
 

@@ -1,0 +1,1 @@
+"""The loops that take steps: our own, generation, and transformers' Trainer."""
