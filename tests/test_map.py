@@ -87,7 +87,7 @@ def test_the_contract_of_imports_is_kept(
 
 def test_no_room_and_no_file_grows_beyond_what_one_can_take_in() -> None:
     """Who needs more splits the room, or the file, by purpose."""
-    files = [path for path in (ROOT / "bench").rglob("*.py")]
+    files = list((ROOT / "bench").rglob("*.py"))
     rooms = Counter(path.parent.relative_to(ROOT).as_posix() for path in files)
     assert {room: count for room, count in rooms.items() if count > 12} == {}
     long = {path.name: count for path in files if (count := len(path.read_text().splitlines())) > 300}
