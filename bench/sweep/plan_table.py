@@ -37,9 +37,10 @@ def show_plan(plans: list[Planned], budget_seconds: float | None = None) -> None
     if unknown:
         text += f", and {unknown} that no earlier row tells the time of (at most timeout_seconds each)"
     if budget_seconds is not None:
-        begun = _begun_in_time(known, budget_seconds)
+        to_run = [plan.seconds for plan in plans if not plan.done and plan.seconds is not None]
+        begun = _begun_in_time(to_run, budget_seconds)
         text += (
-            f". budget_seconds={budget_seconds:g} is enough for {begun} of {len(known)} whose time is known"
+            f". budget_seconds={budget_seconds:g} is enough for {begun} of the {len(to_run)} that would run"
         )
     console.print(text, highlight=False)
 

@@ -99,9 +99,10 @@ def test_a_dry_run_says_what_would_run_and_writes_no_row(here: Here, capsys: Any
 def test_what_has_a_row_is_not_planned(here: Here, capsys: Any) -> None:
     assert here.run("precision=fp32") == 0
     capsys.readouterr()
-    assert here.run("precision=fp32,bf16", "dry_run=true") == 0
+    assert here.run("precision=fp32,bf16", "dry_run=true", "budget_seconds=0.01") == 0
     out = capsys.readouterr().out
     assert "done (ok)" in out
+    assert "budget_seconds=0.01 is enough for 0 of the 1 that would run" in out
     (row,) = here.rows()
     took = row["wall_seconds"] - max(0.0, row["overhead_seconds"] - 1.0)
     trial = make_trial("precision=bf16")
