@@ -35,11 +35,12 @@ from bench.timing.replay import (
     samples,
 )
 from bench.timing.samples import HostSample
+from bench.trial.outcome import CannotExistError
 from bench.trial.platform import platform_of
 from bench.trial.spec import Trial
 from bench.workload.build import build
 from bench.workload.loops.train_step import run_one_step
-from bench.workload.state import CannotExistError, Run
+from bench.workload.state import Run
 
 _STEPS, _WARM_UP_STEPS = 15, 3
 _CPU_GRID = ((1, 16, 128, 1024), (16, 128, 1024), (16, 128, 1024))

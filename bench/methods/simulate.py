@@ -30,6 +30,7 @@ from bench.methods.depth import extrapolate, repetition_of, segments_at_depth
 from bench.methods.fake_execution import fake_execution, without_real_tensors
 from bench.timing import operations
 from bench.trial.columns import Columns, Operation, Simulation, Work
+from bench.trial.outcome import CannotExistError
 from bench.trial.platform import Platform
 from bench.trial.spec import Trial
 from bench.workload.architectures import on_meta
@@ -37,7 +38,7 @@ from bench.workload.build import build
 from bench.workload.loops.plan import Plan
 from bench.workload.loops.train_step import carry_out
 from bench.workload.shortened import block_kinds, shortened
-from bench.workload.state import REPEATED, CannotExistError
+from bench.workload.state import REPEATED
 
 
 def simulate(trial: Trial, platform: Platform) -> Simulation:

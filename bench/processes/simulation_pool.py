@@ -31,7 +31,7 @@ from bench.machine.host import cores
 from bench.processes import fork_server, simulation_cache
 from bench.processes.simulation_cache import SimulationCache
 from bench.trial.columns import NotSimulated, Simulation
-from bench.trial.outcome import in_one_line
+from bench.trial.outcome import CannotExistError, in_one_line
 from bench.trial.platform import CUDA, Platform
 from bench.trial.spec import Trial
 
@@ -122,6 +122,8 @@ def result_of(future: Future[Simulation]) -> Simulation | NotSimulated:
         return future.result()
     except BrokenProcessPool:
         return _KILLED
+    except CannotExistError as error:
+        return NotSimulated(str(error))
     except Exception as error:  # whatever the libraries raise about this model
         return NotSimulated(in_one_line(error))
 

@@ -28,11 +28,10 @@ from bench.methods.simulate import simulate
 from bench.processes.nodes import Seat
 from bench.timing.devices import DeviceError, device_type_of, named
 from bench.trial.columns import Columns
-from bench.trial.outcome import in_one_line
+from bench.trial.outcome import CannotExistError, in_one_line
 from bench.trial.platform import platform_of
 from bench.trial.skip_rules import skip_reason
 from bench.trial.spec import Trial
-from bench.workload.state import CannotExistError
 
 Send = Callable[[str, Any], None]
 

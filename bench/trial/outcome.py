@@ -16,6 +16,13 @@ FINISHED = ("ok", "oom", "skipped")  # would end so again
 STATUSES = ("ok", "oom", "skipped", "timeout", "error")  # the better first
 
 
+class CannotExistError(RuntimeError):
+    """This architecture does not allow the combination: the trial is skipped, with this reason.
+
+    For what only the built model shows; what a trial's own values show is a rule of `skip_rules.py`.
+    """
+
+
 def counting_executions(executions: Iterable[tuple[Hashable, str]]) -> list[bool]:
     """Whether each execution counts: all but failures whose replicate was executed again and finished.
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from bench.trial.outcome import CannotExistError
 from bench.trial.platform import Platform, platform_of
 from bench.trial.spec import Trial
 from bench.workload import architectures
 from bench.workload.loops.trainer import TrainerLoop
-from bench.workload.state import CannotExistError, Run
+from bench.workload.state import Run
 from bench.workload.techniques import PLACING, SHAPING
 
 _SPARE_ROWS = 2

@@ -22,13 +22,6 @@ class NotInForceError(RuntimeError):
     """A technique that the trial asked for was not in force, so its numbers would be wrong."""
 
 
-class CannotExistError(RuntimeError):
-    """This architecture does not allow the combination: the trial is skipped, with this reason.
-
-    For what only the built model shows; what a trial's own values show is a rule of `trial/skip_rules.py`.
-    """
-
-
 class _Offload(Protocol):
     offloaded_bytes: int
 

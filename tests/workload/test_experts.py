@@ -7,13 +7,14 @@ import torch
 
 from bench.config.compose import trial_from
 from bench.methods import observe
+from bench.trial.outcome import CannotExistError
 from bench.trial.spec import Trial
 from bench.workload import flops
 from bench.workload.architectures import config_of, on_meta
 from bench.workload.build import build
 from bench.workload.experts import active_shares, quantised_experts
 from bench.workload.loops.train_step import step
-from bench.workload.state import CannotExistError, NotInForceError
+from bench.workload.state import NotInForceError
 from bench.workload.techniques import lora, precision
 from tests.conftest import make_trial
 

@@ -98,8 +98,8 @@ def verdict(model_type: str, axis: str) -> Verdict:
     from bench.analysis.grading.shrunken_configs import shrunken
     from bench.methods.measure import allocator_pass
     from bench.methods.simulate import simulate
+    from bench.trial.outcome import CannotExistError
     from bench.trial.platform import CPU
-    from bench.workload.state import CannotExistError
 
     found = Verdict(model_type, axis)
     stage = "unmeasured"

@@ -21,8 +21,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from bench.trial.outcome import CannotExistError
 from bench.workload.forwards import watch_forwards
-from bench.workload.state import CannotExistError, NotInForceError, Run
+from bench.workload.state import NotInForceError, Run
 
 _MATMUL_AND_ATTENTION = (
     "aten::mm",

@@ -12,10 +12,10 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.utils import transformers_weight_conversion as weight_conversion
 from torch import nn
 
-from bench.trial.outcome import in_one_line
+from bench.trial.outcome import CannotExistError, in_one_line
 from bench.workload.architectures import DTYPES
 from bench.workload.experts import fused_experts
-from bench.workload.state import CannotExistError, NotInForceError, Run
+from bench.workload.state import NotInForceError, Run
 from bench.workload.tensors import computes_as_linear, parameter_counts, quantised_linears
 
 

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from bench.workload.state import CannotExistError, NotInForceError, Run
+from bench.trial.outcome import CannotExistError
+from bench.workload.state import NotInForceError, Run
 
 _IGNORED = -100  # the label of what has no next token
 

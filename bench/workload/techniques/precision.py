@@ -17,10 +17,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from bench.trial.outcome import CannotExistError
 from bench.trial.spec import Trial
 from bench.workload.architectures import DTYPES, blocks_of
 from bench.workload.experts import Experts4bit, fused_experts, mark_for_4bit, quantised_experts
-from bench.workload.state import CannotExistError, NotInForceError, Run
+from bench.workload.state import NotInForceError, Run
 from bench.workload.tensors import computes_as_linear, parameter_sizes, quantised_linears, tensors_in
 
 _MOST_PLAIN = 0.1  # of the blocks' matrices: routers, convolutions and state matrices are never quantised

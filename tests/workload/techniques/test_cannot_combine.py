@@ -13,10 +13,10 @@ from transformers.models.llama4.modeling_llama4 import Llama4Router
 from bench.analysis.grading.shrunken_configs import shrunken
 from bench.processes.nodes import Seat
 from bench.processes.worker import run_rank
+from bench.trial.outcome import CannotExistError
 from bench.trial.spec import Trial
 from bench.workload.architectures import on_meta
 from bench.workload.build import build
-from bench.workload.state import CannotExistError
 from bench.workload.tensors import computes_as_linear, quantised_linears
 from tests.conftest import make_trial
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bench.methods import simulate
+from bench.trial.outcome import CannotExistError
 from bench.trial.platform import CPU, CUDA
 from bench.trial.skip_rules import skip_reason
 from bench.workload.build import build
 from bench.workload.loops.train_step import step
-from bench.workload.state import CannotExistError, NotInForceError
+from bench.workload.state import NotInForceError
 from bench.workload.techniques import loss
 from tests.conftest import SHORT, make_trial
 
