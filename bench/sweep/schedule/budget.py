@@ -19,7 +19,6 @@ from typing import Any
 
 from bench import paths
 from bench.formatting import format_duration
-from bench.results import store
 from bench.trial.spec import Trial
 
 _NOTE = ".left_out.json"
@@ -50,6 +49,8 @@ class Durations:
     @classmethod
     def read(cls, results_dir: Path) -> Durations:
         """Those of a folder's rows."""
+        from bench.results import store  # not at the top: the commands must start fast
+
         durations = cls()
         for row in store.records(results_dir, columns=_COLUMNS):
             durations.add(row)
