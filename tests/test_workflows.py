@@ -183,12 +183,17 @@ class Night:
         (folder / "trials").rmdir()
 
 
+def _own_rows(folder: str) -> set[str]:
+    """The folder of results, where it is in this one: not bench/results/, which is code."""
+    return {"results"} if Path(folder) == ROOT else set()
+
+
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     base = tmp_path_factory.mktemp("night")
     root = base / "repository"
-    away = shutil.ignore_patterns(".*", "results", "*.egg-info", "build")
-    shutil.copytree(ROOT, root, ignore=away)
+    away = shutil.ignore_patterns(".*", "build")
+    shutil.copytree(ROOT, root, ignore=lambda folder, names: {*away(folder, names), *_own_rows(folder)})
     # An environment that is installed already: this one.
     (base / "venv" / "bin").mkdir(parents=True)
     python = base / "venv" / "bin" / "python"
