@@ -18,7 +18,7 @@ from bench.trial.skip_rules import skip_reason
 from bench.trial.vocabulary import CATEGORIES
 from bench.workload.build import build
 from bench.workload.loops.train_step import step
-from tests.conftest import make_trial
+from tests.conftest import make_trial, some
 
 DEEP = (
     "model=llama-tiny model.layers=10",
@@ -122,7 +122,8 @@ def test_blocks_that_do_not_repeat_often_enough(kinds: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", ["precision=bf16", "fsdp=full_shard fsdp.world_size=2 checkpointing=on"]
+    "overrides",
+    some(["precision=bf16", "fsdp=full_shard fsdp.world_size=2 checkpointing=on"], every=2, first=1),
 )
 def test_micro_steps_passed_over_change_nothing(overrides: str) -> None:
     """16 micro-steps cost as much to simulate as 4, and are the whole ones to the byte."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from bench.reports import contents, write
 from bench.results import store
 from bench.results.schema import SCHEMA
 from tests import rows as made
-from tests.conftest import Command, door, door_here
+from tests.conftest import door, door_here
+from tests.sweeps import Here
 
 PLAIN = [made.measured(words) for words in made.GRID]
 
@@ -70,17 +70,17 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def test_a_real_sweep(bench_run: Callable[..., Command]) -> None:
-    sweep = bench_run("-m", "precision=fp32,nf4", "lora=off,on")
-    done = door_here(f"results_dir={sweep.results_dir}", script="report.py")
+def test_a_real_sweep(here: Here) -> None:
+    assert here.run("precision=fp32,nf4", "lora=off,on") == 0
+    done = door_here(f"results_dir={here.folder}", script="report.py")
     assert done.returncode == 0, done.stderr
-    report = sweep.results_dir / "report"
+    report = here.folder / "report"
     assert f"Report     {report / 'index.html'}  (4 rows)" in done.stdout
     said = " ".join(done.stdout.split())  # lines are as wide as the terminal
     assert re.search(r" 1\. llama-tiny, [^:]*: lowest peak: nf4 \+ LoRA r16 takes [\d.]+ MiB", said)
     summary = (report / "summary.md").read_text()
     assert "4 trials: 3 ok, 1 skipped." in summary
-    peaks = sweep.rows.set_index(["precision", "lora"])["peak_allocated_bytes"]
+    peaks = here.frame().set_index(["precision", "lora"])["peak_allocated_bytes"]
     change = peaks["fp32", "on"] / peaks["fp32", "off"] - 1
     rungs = [line for line in summary.splitlines() if line.startswith("| + LoRA r16")]
     assert f"| {change * 100:+.1f} % |".replace("-", "−") in rungs[0]

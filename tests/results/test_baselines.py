@@ -52,7 +52,7 @@ def simulator() -> Iterator[Simulator]:
         yield found
 
 
-@pytest.mark.parametrize("row", some(graded_rows(), 8), ids=words)
+@pytest.mark.parametrize("row", some(graded_rows(), 11), ids=words)
 def test_an_h100_s_peak_is_predicted_to_half_a_percent(row: Row, simulator: Simulator) -> None:
     errors = predictions.grade_row(row, simulator)
     assert abs(errors.errors["simulate"]) < 0.005

@@ -43,7 +43,7 @@ def completes(sweep: Here, *words: str, trials: int = 2) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", some(["build", "warm-up", "timed steps", "attribution", "allocator"], every=3)
+    "stage", some(["build", "warm-up", "timed steps", "attribution", "allocator"], every=5, first=3)
 )
 def test_worker_killed(here: Here, stage: str) -> None:
     def kill(label: str, now: str) -> None:
@@ -56,8 +56,8 @@ def test_worker_killed(here: Here, stage: str) -> None:
     assert here.statuses() == ["error", "ok", "ok"]
 
 
-# A killed rank: tests/processes/test_isolate.py.
-@pytest.mark.parametrize("what", some(["suspend", "kill"], every=2))
+@pytest.mark.slow  # a rank that is killed or hangs: tests/processes/test_isolate.py
+@pytest.mark.parametrize("what", ["suspend", "kill"])
 def test_rank_lost_or_hung_in_a_collective(here: Here, what: str) -> None:
     def act(label: str, now: str) -> None:
         if now == "timed steps":
