@@ -146,18 +146,10 @@ def _card(name: str) -> Any:
 
 def _techniques_and_rest(choices: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
     """Choices of techniques, combined within a table, and the others (models, shapes), a table for each."""
-    axes = (
-        "precision",
-        "lora",
-        "checkpointing",
-        "fsdp",
-        "offload",
-        "optimizer",
-        "loss",
-        "loop",
-        "kv_cache",
-    )
-    techniques = [values for values in choices if values[0].partition("=")[0].split(".")[0] in axes]
+    from bench.trial.vocabulary import TECHNIQUE_AXES
+
+    of_axis = [values[0].partition("=")[0].split(".")[0] for values in choices]
+    techniques = [values for values, axis in zip(choices, of_axis, strict=True) if axis in TECHNIQUE_AXES]
     return techniques, [values for values in choices if values not in techniques]
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.studies import PEAK, RATE, TECHNIQUES, definition_without, row_dicts
+from bench.analysis.studies import PEAK, RATE, definition_without, row_dicts
 from bench.trial.platform import ranks_share_device
+from bench.trial.vocabulary import TECHNIQUE_AXES
 
 LOW, HIGH = f"{RATE}_ci_low", f"{RATE}_ci_high"
 
@@ -90,7 +91,7 @@ def neighbours(study: pd.DataFrame) -> Iterator[Neighbours]:
     rows = [row | {"index": index} for index, row in zip(study.index, row_dicts(study), strict=True)]
     without: dict[Hashable, Row] = {}
     for row in rows:
-        for axis in TECHNIQUES:
+        for axis in TECHNIQUE_AXES:
             if axis not in row["steps"]:
                 without.setdefault(_all_but(axis, row), row)
     for row in rows:
@@ -105,7 +106,7 @@ def _all_but(axis: str, row: Row) -> Hashable:
     others = [
         (key, value)
         for key, value in row["facts"].items()
-        if (part := key.partition(".")[0]) in TECHNIQUES and part != axis
+        if (part := key.partition(".")[0]) in TECHNIQUE_AXES and part != axis
     ]
     return axis, json.dumps(sorted(others), default=str)
 

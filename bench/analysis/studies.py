@@ -15,19 +15,8 @@ import pandas as pd
 
 from bench.trial.outcome import STATUSES, counting_executions
 from bench.trial.spec import from_text, shape_words
-from bench.trial.vocabulary import CATEGORIES, PRECISION_COLUMNS
+from bench.trial.vocabulary import CATEGORIES, PRECISION_COLUMNS, TECHNIQUE_AXES
 
-TECHNIQUES = (
-    "precision",
-    "lora",
-    "checkpointing",
-    "fsdp",
-    "offload",
-    "optimizer",
-    "loss",
-    "loop",
-    "kv_cache",
-)
 PLAIN = dict.fromkeys(("lora", "checkpointing", "fsdp", "offload"), "off")
 PLAIN |= {"precision": "fp32", "loss": "full", "loop": "bare", "kv_cache": "dynamic"}
 PLAIN_OPTIMIZERS = ("adamw", "adamw_foreach", "adamw_fused")  # one method, three implementations
@@ -37,7 +26,7 @@ BYTES = (*(f"{category}_bytes" for category in CATEGORIES), "untracked_bytes")
 # The columns that analysis and reports use; reading only these is much faster than reading all.
 COLUMNS = (
     *("trial_id", "sweep_id", "replicate", "started_at", "method", "formula", "status", "reason"),
-    *("model", *TECHNIQUES, "lora_rank", "world_size", "workload", "micro_batch_size", "seq_len"),
+    *("model", *TECHNIQUE_AXES, "lora_rank", "world_size", "workload", "micro_batch_size", "seq_len"),
     *PRECISION_COLUMNS,
     *("grad_accum_steps", "seed", "threads", "overrides", "definition", "param_count"),
     *("trainable_param_count", "peak_allocated_bytes", "peak_reserved_bytes", "tracked_peak_bytes"),
@@ -51,7 +40,7 @@ COLUMNS = (
 )
 
 # Parts of a definition in which the trials of one study may differ.
-_NOT_THE_STUDY = ("timing", "device", "whole", *TECHNIQUES)
+_NOT_THE_STUDY = ("timing", "device", "whole", *TECHNIQUE_AXES)
 _HOW_IT_WAS_FOUND = ("method", "formula")
 
 
@@ -124,7 +113,7 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(row["definition"], str) and from_text(row["definition"]) is not None:
         return dict(_flat(json.loads(row["definition"]), ""))
     named = {
-        f"{axis}.name": row[axis] for axis in (*TECHNIQUES, "model", "workload") if pd.notna(row[axis])
+        f"{axis}.name": row[axis] for axis in (*TECHNIQUE_AXES, "model", "workload") if pd.notna(row[axis])
     }
     rank = {} if pd.isna(row["lora_rank"]) else {"lora.rank": int(row["lora_rank"])}
     sharded = {} if row["fsdp"] == "off" else {"fsdp.world_size": int(row["world_size"])}
@@ -234,7 +223,7 @@ def _labels(merged: pd.DataFrame) -> list[str]:
     unnamed = plain & (only_one | (merged["optimizer"] == "adamw"))
     labels = []
     for facts, without_optimizer in zip(merged["facts"], unnamed, strict=True):
-        axes = (axis for axis in TECHNIQUES if axis != "optimizer" or not without_optimizer)
+        axes = (axis for axis in TECHNIQUE_AXES if axis != "optimizer" or not without_optimizer)
         labels.append(" + ".join(filter(None, (step_words(axis, facts) for axis in axes))))
     differences = tell_apart(
         [f"{study} {label}" for study, label in zip(merged["study"], labels, strict=True)],
@@ -263,7 +252,8 @@ def _steps(merged: pd.DataFrame) -> list[dict[str, str]]:
     steps = []
     for study, facts in zip(merged["study"], merged["facts"], strict=True):
         words = {
-            axis: (step_words(axis, facts), step_words(axis, baseline_facts[study])) for axis in TECHNIQUES
+            axis: (step_words(axis, facts), step_words(axis, baseline_facts[study]))
+            for axis in TECHNIQUE_AXES
         }
         steps.append({axis: own or f"no {base}" for axis, (own, base) in words.items() if own != base})
     return steps

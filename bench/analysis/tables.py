@@ -18,13 +18,12 @@ from bench.analysis.neighbours import HIGH, LOW, Neighbours
 from bench.analysis.studies import PEAK as PEAK
 from bench.analysis.studies import RATE as RATE
 from bench.analysis.studies import (
-    TECHNIQUES,
     baseline_trial,
     definition_without,
     row_dicts,
     tell_apart,
 )
-from bench.trial.vocabulary import CATEGORIES
+from bench.trial.vocabulary import CATEGORIES, TECHNIQUE_AXES
 
 # The axes of cost curves, and their keys in a definition.
 CURVES = {
@@ -194,7 +193,7 @@ def _curve_names(lines: pd.DataFrame, axis: str) -> dict[str, str]:
     facts = [
         facts | {"device": device} for facts, device in zip(first["facts"], first["device"], strict=True)
     ]
-    differences = tell_apart(names, facts, ignored=(CURVES[axis], "timing", *TECHNIQUES))
+    differences = tell_apart(names, facts, ignored=(CURVES[axis], "timing", *TECHNIQUE_AXES))
     return {
         key: f"{name} {difference}".strip()
         for key, name, difference in zip(first["key"], names, differences, strict=True)
@@ -235,7 +234,7 @@ def rows_table(trials: pd.DataFrame) -> pd.DataFrame:
             "ranks": trials["world_size"],
             "replicates": trials["replicates"],
             "device": trials["device"],
-            **{axis: trials[axis] for axis in TECHNIQUES},
+            **{axis: trials[axis] for axis in TECHNIQUE_AXES},
             "LoRA rank": trials["lora_rank"],
             "peak in": trials["peak_phase"],
             **gib,

@@ -20,21 +20,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.reports.document import Report
+from bench.trial.vocabulary import TECHNIQUE_AXES
 
 # Columns of the last table that have a list of their values as a filter.
 FILTERS = (
-    "status",
-    "model",
-    "workload",
-    "method",
-    "precision",
-    "lora",
-    "checkpointing",
-    "fsdp",
-    "offload",
-    "optimizer",
-    "loss",
-    "loop",
+    *("status", "model", "workload", "method"),
+    *(axis for axis in TECHNIQUE_AXES if axis != "kv_cache"),
 )
 _SIGNIFICANT_DIGITS = 5  # of a number in the last table
 

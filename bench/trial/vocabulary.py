@@ -4,6 +4,17 @@ from __future__ import annotations
 
 CATEGORIES = ("parameter", "gradient", "optimizer", "activation", "kv_cache", "temporary", "input")
 PRECISION_COLUMNS = ("param_dtype", "compute_dtype", "quantization", "autocast")  # of `precision_words`
+TECHNIQUE_AXES = (
+    "precision",
+    "lora",
+    "checkpointing",
+    "fsdp",
+    "offload",
+    "optimizer",
+    "loss",
+    "loop",
+    "kv_cache",
+)
 PHASES = ("forward", "backward", "optimizer", "prefill", "decode")
 
 

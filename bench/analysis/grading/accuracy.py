@@ -16,22 +16,11 @@ from typing import Any
 from bench.formatting import markdown_table as markdown_table
 from bench.machine.gpu_catalogue import workspaces_bytes
 from bench.trial.spec import Trial
-from bench.trial.vocabulary import CATEGORIES
+from bench.trial.vocabulary import CATEGORIES, TECHNIQUE_AXES
 
 PREDICTORS = ("simulate", "closed_form", "rule_of_thumb")
 UNDER = -0.01  # an error below this counts as an under-estimate
-AXES = (
-    "model",
-    "workload",
-    "precision",
-    "lora",
-    "checkpointing",
-    "fsdp",
-    "offload",
-    "optimizer",
-    "loss",
-    "loop",
-)
+AXES = ("model", "workload", *(axis for axis in TECHNIQUE_AXES if axis != "kv_cache"))
 
 
 @dataclass(frozen=True)
