@@ -44,14 +44,17 @@ def _watch_trainer(run: Run) -> Callable[[], dict[str, Any]]:
     logits: list[str] = []
 
     def look(_module: Any, _args: Any, output: Any) -> None:
-        logits.append(str(output["logits"].dtype).removeprefix("torch."))
+        if "logits" in output:
+            logits.append(str(output["logits"].dtype).removeprefix("torch."))
 
     hook = run.model.register_forward_hook(look)
 
     def evidence() -> dict[str, Any]:
         hook.remove()
         if loop is None or loop.steps != before + 1:
-            raise NotInForceError("loop=trainer: the Trainer did not run the step")
+            raise NotInForceError(f"loop={run.trial.loop.name}: the Trainer did not run the step")
+        if run.trial.loop.is_sft and logits:
+            raise NotInForceError("loop=sft: the model returned logits, which TRL's loss does without")
         return {
             "loop_class": type(loop.trainer).__name__,
             "optimizer_passed": loop.optimizer_passed,
