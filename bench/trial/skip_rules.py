@@ -161,6 +161,8 @@ def _of_sft(trial: Trial, platform: Platform) -> Iterator[str]:
     """What TRL's SFTTrainer does otherwise than the Trainer, and what is not known of it."""
     if find_spec("trl") is None:
         yield "loop=sft is TRL's SFTTrainer, which is not installed: it needs pip install -e '.[sft]'"
+    if trial.model.encoder_decoder:
+        yield "TRL's SFTTrainer trains models that predict the next token: an encoder-decoder does not"
     if not trial.loss.chunked and not trial.workload.inference:
         yield "TRL's SFTTrainer computes its loss without ever holding all logits: choose loss=chunked"
     if trial.method == "simulate" and platform.runs_cuda_kernels:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.machine import provenance
 from bench.methods.measure import allocator_pass
 from bench.methods.simulate import simulate
 from bench.trial import skip_rules
@@ -49,10 +50,22 @@ def test_without_trl_it_is_skipped_with_the_remedy(monkeypatch: pytest.MonkeyPat
     assert skip_reason(make_trial("loop=trainer", SHORT), CPU, 1) is None
 
 
+def test_a_row_that_was_skipped_does_not_stand_once_trl_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provenance.software()  # is kept: with the versions that there really are
+    versions: dict[str, str | None] = {"trl": None}
+    monkeypatch.setattr(provenance, "_version", versions.get)
+    before = provenance.fingerprint(2)
+    versions["trl"] = "1.16.0"
+    assert provenance.fingerprint(2) != before
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         ("loss=full", "choose loss=chunked"),
+        ("loss=full model=mt0-xl", "an encoder-decoder does not"),
         ("loss=chunked checkpointing=selective", "TRL's own"),
         ("loss=chunked offload=activations", "TRL's own"),
         ("loss=chunked precision=nf4 lora=on", "adapters of a quantised base in bfloat16"),
