@@ -57,7 +57,7 @@ def mechanisms(bare: Row, trainer: Row) -> list[str]:
     if trainer["loop"] == "sft":
         said.append("gives the model a mask of ones")
         said.append("has buffers for 32,768 logits of up to 4,096 tokens, and takes their entropy")
-    if found.get("outputs_copied_to_float32"):
+    elif found.get("outputs_copied_to_float32"):  # TRL's have no logits, and are in 32 bits
         said.append("copies 16-bit outputs, logits included, to float32")
     if not trainer["facts"].get("max_grad_norm"):
         said.append("takes the norm of all gradients, though nothing is clipped")

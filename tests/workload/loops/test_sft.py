@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench.analysis.loops import mechanisms
+from bench.analysis.studies import step_words
 from bench.machine import provenance
 from bench.methods.measure import allocator_pass
 from bench.methods.simulate import simulate
@@ -59,6 +61,27 @@ def test_a_row_that_was_skipped_does_not_stand_once_trl_is_installed(
     before = provenance.fingerprint(2)
     versions["trl"] = "1.16.0"
     assert provenance.fingerprint(2) != before
+
+
+def test_the_report_tells_its_mechanisms_from_the_trainers() -> None:
+    found = {"outputs_copied_to_float32": True}
+    row = {
+        "evidence": json.dumps(found),
+        "facts": {"max_grad_norm": 1.0},
+        "optimizer": "adamw",
+        "fsdp": "off",
+    }
+    trainer, sft = (
+        " ".join(mechanisms(row | {"loop": name}, row | {"loop": name})) for name in ("trainer", "sft")
+    )
+    assert "copies 16-bit outputs" in trainer
+    assert "copies 16-bit outputs" not in sft
+    assert "mask of ones" in sft
+    assert step_words("loop", {"loop.name": "sft"}) == "SFTTrainer"
+    assert (
+        step_words("loss", {"loss.name": "chunked", "loss.chunks": 8, "loop.name": "sft"})
+        == "loss in TRL's chunks"
+    )
 
 
 @pytest.mark.parametrize(
