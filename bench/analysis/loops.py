@@ -1,4 +1,4 @@
-"""Loop against loop: what transformers' Trainer adds to the same step, and by which mechanism.
+"""Loop against loop: what transformers' Trainer, or TRL's, adds to the same step, and by which mechanism.
 
 In: the trials of a study. Out: one line for each pair of trials that differ in their loop alone. Pure.
 """
@@ -14,16 +14,19 @@ from bench.analysis import neighbours
 from bench.analysis.neighbours import Neighbours, Row
 from bench.analysis.studies import BYTES, PEAK
 
-COLUMNS = ("label", "bare_bytes", "trainer_bytes", *BYTES, "rate_change", "rates_differ", "mechanisms")
+COLUMNS = (
+    *("label", "loop", "bare_bytes", "trainer_bytes"),
+    *(*BYTES, "rate_change", "rates_differ", "mechanisms"),
+)
 
 
 def by_loop(study: pd.DataFrame) -> pd.DataFrame:
-    """What the Trainer changes in each trial that both loops have run.
+    """What a Trainer changes in each trial that it and the bare loop have run.
 
     Returns:
-        `label` of the trial with the bare loop, `bare_bytes` and `trainer_bytes` (peaks), for each category
-        what the Trainer holds more of it at its peak, `rate_change` (a fraction), `rates_differ`, and
-        `mechanisms` (what is known to differ, in words).
+        `label` of the trial with the bare loop, `loop` (the Trainer in words), `bare_bytes` and
+        `trainer_bytes` (peaks), for each category what the Trainer holds more of it at its peak,
+        `rate_change` (a fraction), `rates_differ`, and `mechanisms` (what is known to differ, in words).
     """
     pairs = [
         pair
@@ -37,6 +40,7 @@ def _line(pair: Neighbours) -> dict[str, Any]:
     bare, trainer = pair.before, pair.after
     return {
         "label": bare["label"],
+        "loop": pair.technique,
         "bare_bytes": bare[PEAK],
         "trainer_bytes": trainer[PEAK],
         **{name: (trainer[name] or 0) - (bare[name] or 0) for name in BYTES},
@@ -50,7 +54,10 @@ def mechanisms(bare: Row, trainer: Row) -> list[str]:
     """What the rows' evidence and definitions say that the Trainer does otherwise."""
     plain, found = _evidence(bare), _evidence(trainer)
     said = ["holds the batches of two accumulations while it fetches one"]
-    if found.get("outputs_copied_to_float32"):
+    if trainer["loop"] == "sft":
+        said.append("gives the model a mask of ones")
+        said.append("has buffers for 32,768 logits of up to 4,096 tokens, and takes their entropy")
+    elif found.get("outputs_copied_to_float32"):  # TRL's have no logits, and are in 32 bits
         said.append("copies 16-bit outputs, logits included, to float32")
     if not trainer["facts"].get("max_grad_norm"):
         said.append("takes the norm of all gradients, though nothing is clipped")

@@ -209,9 +209,10 @@ def step_words(axis: str, facts: dict[str, Any]) -> str:
         name = "DDP" if level == "no_shard" else f"FSDP {level}"
         return f"{name} ×{facts.get('fsdp.world_size', 1)}"
     if axis == "loop":
-        return "Trainer"
+        return "SFTTrainer" if level == "sft" else "Trainer"
     if axis == "loss":
-        return f"loss in {facts.get('loss.chunks', 'several')} chunks"
+        chunks = "TRL's" if facts.get("loop.name") == "sft" else facts.get("loss.chunks", "several")
+        return f"loss in {chunks} chunks"
     return f"offload {level}"
 
 

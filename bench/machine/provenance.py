@@ -22,6 +22,7 @@ from bench.machine import host, nvml
 from bench.paths import ROOT
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "numpy")
+_EXTRAS = ("trl",)  # without them trials are skipped that run with them
 
 _IMPORT = re.compile(
     r"^\s*(?:from (bench[\w.]*) import ([^\n(]+|\([^)]*\))|import (bench[\w.]*))", re.MULTILINE
@@ -44,6 +45,7 @@ def parts(cores: int) -> dict[str, Any]:
     names = ("python_version", *(f"{package}_version" for package in PACKAGES))
     return {
         **{name: versions[name] for name in names},
+        **{f"{extra}_version": version for extra in _EXTRAS if (version := _version(extra))},
         "processor": host.cpu_name(),
         "cores": cores,
         "accelerators": nvml.gpu_names(),
@@ -100,15 +102,19 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 @cache
 def software() -> dict[str, Any]:
     """Versions of Python and the libraries, the commit, and the host name (hashed); null where unknown."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
-        try:
-            versions[f"{package}_version"] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[f"{package}_version"] = None
+        versions[f"{package}_version"] = _version(package)
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         **versions,

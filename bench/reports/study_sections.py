@@ -104,16 +104,17 @@ def _headline(study: pd.DataFrame, number: int) -> list[Section]:
 
 
 def _loops(study: pd.DataFrame, number: int) -> Iterator[Section]:
-    """What the Trainer adds to the same step."""
+    """What a Trainer adds to the same step."""
     found = loops.by_loop(study)
     if found.empty:
         return
     kept = [name for name in studies.BYTES if found[name].any()]
     names = [name.removesuffix("_bytes") for name in kept]
-    header = ["trial", "bare", "Trainer", *names, "change of speed", "the Trainer"]
+    header = ["trial", "loop", "bare", "Trainer", *names, "change of speed", "what it does"]
     lines = [
         [
             str(row["label"]),
+            str(row["loop"]),
             format_bytes(row["bare_bytes"]),
             format_bytes(row["trainer_bytes"]),
             *(format_difference(row[name]) for name in kept),
@@ -123,11 +124,11 @@ def _loops(study: pd.DataFrame, number: int) -> Iterator[Section]:
         for row in studies.row_dicts(found)
     ]
     text = (
-        "The same model, tokens and techniques, stepped by transformers' Trainer. Categories are what it "
-        "holds more at its peak; the last column is what it is known to do otherwise. A change of speed in "
-        "brackets is not told apart: the intervals overlap.",
+        "The same model, tokens and techniques, stepped by transformers' Trainer, or by TRL's. Categories "
+        "are what it holds more at its peak; the last column is what it is known to do otherwise. A change "
+        "of speed in brackets is not told apart: the intervals overlap.",
     )
-    table = Table(f"loops-{number}", header, lines, numbers=tuple(header[1:-1]))
+    table = Table(f"loops-{number}", header, lines, numbers=tuple(header[2:-1]))
     yield Section(f"study-{number}-loops", "Loop against loop", text, (table,), level=3)
 
 

@@ -7,6 +7,7 @@ does not ask: a skip is a row. The worker does, once it knows its device, and so
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from bench.trial.adaptable import foreign_targets
 from bench.trial.axes import FAMILIES, LEARNED_POSITIONS
@@ -37,6 +38,8 @@ def _reasons(trial: Trial, platform: Platform, device_count: int) -> Iterator[st
     yield from _of_adapters(trial)
     yield from _of_sharding(trial)
     yield from _of_selective_checkpointing(trial)
+    if trial.loop.is_sft:
+        yield from _of_sft(trial, platform)
     if trial.loop.is_trainer:
         yield from _of_trainer(trial, platform)
     yield from _of_device(trial, platform, device_count)
@@ -131,7 +134,7 @@ def _of_trainer(trial: Trial, platform: Platform) -> Iterator[str]:
     """What transformers' Trainer cannot be told, or does not do there."""
     kind = platform.device_type
     if trial.workload.inference:
-        yield f"workload={trial.workload.name} trains nothing: loop=trainer is of workload=train"
+        yield f"workload={trial.workload.name} trains nothing: loop={trial.loop.name} is of workload=train"
     if trial.method == "estimate":
         yield "the formulas know the bare loop: method=simulate runs the Trainer's code"
     if trial.precision.loss_scaling and not platform.accelerate_runs_fp16:
@@ -152,6 +155,28 @@ def _of_trainer(trial: Trial, platform: Platform) -> Iterator[str]:
         yield "TrainingArguments have no word for offload=activations: they can offload checkpoints alone"
     if trial.keep_outputs:
         yield "TrainingArguments have no word for keep_outputs: the Trainer keeps none for its backward"
+
+
+def _of_sft(trial: Trial, platform: Platform) -> Iterator[str]:
+    """What TRL's SFTTrainer does otherwise than the Trainer, and what is not known of it."""
+    if find_spec("trl") is None:
+        yield "loop=sft is TRL's SFTTrainer, which is not installed: it needs pip install -e '.[sft]'"
+    if trial.model.encoder_decoder:
+        yield "TRL's SFTTrainer trains models that predict the next token: an encoder-decoder does not"
+    if not trial.loss.chunked and not trial.workload.inference:
+        yield "TRL's SFTTrainer computes its loss without ever holding all logits: choose loss=chunked"
+    if trial.method == "simulate" and platform.runs_cuda_kernels:
+        yield "TRL's loss is a Triton kernel on a GPU, which simulation does not know: measure it"
+    if trial.lora.enabled and trial.quantises_weights and trial.adapter_dtype != "bfloat16":
+        yield (
+            "TRL's SFTTrainer trains the adapters of a quantised base in bfloat16: choose lora.dtype=auto "
+            "precision.compute_dtype=bfloat16"
+        )
+    if trial.checkpointing.name == "selective" or trial.offload.name == "activations":
+        yield (
+            "SFTConfig's selective checkpointing and offloading of activations are TRL's own, others than "
+            "checkpointing=selective and offload=activations: choose loop=bare"
+        )
 
 
 def _of_device(trial: Trial, platform: Platform, device_count: int) -> Iterator[str]:

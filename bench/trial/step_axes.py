@@ -34,9 +34,14 @@ class Loop:
     name: str
 
     def __post_init__(self) -> None:
-        one_of("loop.name", self.name, ("bare", "trainer"))
+        one_of("loop.name", self.name, ("bare", "trainer", "sft"))
 
     @property
     def is_trainer(self) -> bool:
-        """Whether transformers' Trainer runs the steps."""
-        return self.name == "trainer"
+        """Whether transformers' Trainer runs the steps, or TRL's SFTTrainer, which is one."""
+        return self.name != "bare"
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether TRL's SFTTrainer runs the steps."""
+        return self.name == "sft"

@@ -12,6 +12,7 @@ from bench.trial.outcome import CannotExistError
 from bench.trial.platform import Platform, platform_of
 from bench.trial.spec import Trial
 from bench.workload import architectures
+from bench.workload.loops.sft import SftLoop
 from bench.workload.loops.trainer import TrainerLoop
 from bench.workload.state import Run
 from bench.workload.techniques import PLACING, SHAPING
@@ -47,7 +48,8 @@ def build(trial: Trial, device: torch.device, rank: int = 0, platform: Platform 
     if trial.loop.is_trainer:
         with unset_fake_temporarily():  # tokens that a dataset holds have values
             host = _batches(trial, trial.model.vocab_size, torch.device("cpu"), rank)
-            run.trainer = TrainerLoop(run, [_examples(batch) for batch in host], rank)
+            loop = SftLoop if trial.loop.is_sft else TrainerLoop
+            run.trainer = loop(run, [_examples(batch) for batch in host], rank)
         return run
     run.batches = _batches(trial, trial.model.vocab_size, device, rank)
     return run

@@ -70,29 +70,36 @@ class TrainerLoop:
         self._rank = rank
         trained = [p for p in run.model.parameters() if p.requires_grad]
         on_cpu = run.platform.host_is_device
-        self.arguments = arguments_of(
-            run.trial, epsilon=optimizer.epsilon(run.trial, trained), on_cpu=on_cpu
-        )
+        self.arguments = self._arguments(epsilon=optimizer.epsilon(run.trial, trained), on_cpu=on_cpu)
         self.optimizer_passed = not names_optimizer(run.trial)
         made = optimizer.made(run.trial, trained) if self.optimizer_passed else None
         self._folder = TemporaryDirectory(prefix="bench-trainer-")
         self._enter: Enter = unwatched
         self._losses: list[torch.Tensor] = []
         with _launched(run, rank):
-            arguments = transformers.TrainingArguments(
-                self._folder.name,
-                **copy.deepcopy(self.arguments)
-                | {"use_cpu": run.device.type == "cpu"},  # a fake step runs there, too
-            )
-            if run.device.type != "cpu":
-                _pin(arguments, run.device)
-            self.trainer = transformers.Trainer(
-                model=run.model,
-                args=arguments,
-                train_dataset=Tokens(run.trial, batches, arguments.max_steps),
-                optimizers=(made, None),
-            )
+            here = {"use_cpu": run.device.type == "cpu"}  # a fake step runs there, too
+            arguments = copy.deepcopy(self.arguments) | here
+            self.trainer = self._made(self._folder.name, arguments, batches, made)
         self.trainer.remove_callback(PrinterCallback)
+
+    def _arguments(self, **about: Any) -> dict[str, Any]:
+        """The keyword arguments that a person can paste, as `arguments_of` takes what they are about."""
+        return arguments_of(self.run.trial, **about)
+
+    def _made(self, folder: str, arguments: dict[str, Any], batches: list[Examples], optimizer: Any) -> Any:
+        """The Trainer."""
+        said = self._on_this_device(transformers.TrainingArguments(folder, **arguments))
+        return transformers.Trainer(
+            model=self.run.model,
+            args=said,
+            train_dataset=Tokens(self.run.trial, batches, said.max_steps),
+            optimizers=(optimizer, None),
+        )
+
+    def _on_this_device(self, arguments: Any) -> Any:
+        if self.run.device.type != "cpu":
+            _pin(arguments, self.run.device)
+        return arguments
 
     @property
     def steps(self) -> int:

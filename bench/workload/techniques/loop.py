@@ -6,6 +6,7 @@ The loop itself does all of it (`train_step.py`, `trainer.py`); here it is watch
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 from bench.workload.state import NotInForceError, Run
@@ -44,15 +45,19 @@ def _watch_trainer(run: Run) -> Callable[[], dict[str, Any]]:
     logits: list[str] = []
 
     def look(_module: Any, _args: Any, output: Any) -> None:
-        logits.append(str(output["logits"].dtype).removeprefix("torch."))
+        if "logits" in output:
+            logits.append(str(output["logits"].dtype).removeprefix("torch."))
 
     hook = run.model.register_forward_hook(look)
 
     def evidence() -> dict[str, Any]:
         hook.remove()
         if loop is None or loop.steps != before + 1:
-            raise NotInForceError("loop=trainer: the Trainer did not run the step")
-        return {
+            raise NotInForceError(f"loop={run.trial.loop.name}: the Trainer did not run the step")
+        if run.trial.loop.is_sft and logits:
+            raise NotInForceError("loop=sft: the model returned logits, which TRL's loss does without")
+        library = {"trl_version": metadata.version("trl")} if run.trial.loop.is_sft else {}
+        return library | {
             "loop_class": type(loop.trainer).__name__,
             "optimizer_passed": loop.optimizer_passed,
             "outputs_copied_to_float32": loop.copies_outputs,

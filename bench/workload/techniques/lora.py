@@ -42,7 +42,7 @@ def apply(run: Run) -> None:
     )
     if isinstance(targets, list):
         _require_all(targets, run.model)
-    if run.trial.loop.is_trainer and run.trial.quantises_weights:
+    if run.trial.loop.name == "trainer" and run.trial.quantises_weights:  # TRL does not prepare it
         _prepare_quantised(run)
     try:
         with _linears_alone(run):

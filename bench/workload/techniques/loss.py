@@ -113,6 +113,8 @@ def apply(run: Run) -> None:
         raise CannotExistError(f"loss=chunked: {kind} does not call its model.loss_function")
     if model.loss_function is not ForCausalLMLoss:
         raise CannotExistError(f"loss=chunked is of models that predict the next token: not of {kind}")
+    if run.trial.loop.is_sft:  # whose loss has chunks of its own
+        return
     run.chunked_loss = ChunkedLoss(head.forward, loss.chunks, kind)
     head.forward = run.chunked_loss.defer
     model.loss_function = run.chunked_loss
