@@ -62,7 +62,7 @@ def test_parameters_are_counted_exactly(model: str) -> None:
             ("fsdp=full_shard fsdp.world_size=8", 0.02),
             ("fsdp=full_shard fsdp.world_size=8 offload=params", 0.02),
         ],
-        every=3,
+        every=6,
     ),
 )
 def test_the_closed_form_of_llama_7b_on_cuda(overrides: str, within: float) -> None:

@@ -33,7 +33,7 @@ BRIEF = "micro_batch_size=64 seq_len=8 workload.decode_tokens=3"  # the cache's 
             f"workload=decode precision=nf4 kv_cache=static {BRIEF}",
             "workload=decode precision=fp32 micro_batch_size=64 seq_len=2 workload.decode_tokens=6",
         ],
-        every=3,
+        every=4,
         first=2,
     ),
 )

@@ -50,8 +50,8 @@ def simulated(*overrides: str, platform: Platform = CPU) -> dict[str, Any]:
     ("overrides", "platform"),
     [
         *((overrides, CPU) for overrides in DEEP[12:13]),
-        *((overrides, CUDA) for overrides in DEEP[1::6]),
-        *(pytest.param(overrides, CUDA, marks=pytest.mark.slow) for overrides in DEEP[4::6]),
+        *((overrides, CUDA) for overrides in DEEP[7::6]),
+        *(pytest.param(overrides, CUDA, marks=pytest.mark.slow) for overrides in (DEEP[1], *DEEP[4::6])),
         *(
             pytest.param(overrides, CPU, marks=pytest.mark.slow)
             for overrides in DEEP

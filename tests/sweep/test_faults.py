@@ -190,7 +190,7 @@ with RowFile(Path(sys.argv[1]), "name") as here:
 """
 
 
-@pytest.mark.parametrize("call", some(["pwrite", "ftruncate", "fsync", "close"], every=3))
+@pytest.mark.parametrize("call", some(["pwrite", "ftruncate", "fsync", "close"], every=4))
 def test_sweep_killed_while_it_writes_a_row(here: Here, call: str) -> None:
     command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(here.folder), call]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL

@@ -16,7 +16,7 @@ from bench.workload.build import build
 from bench.workload.loops.train_step import step
 from bench.workload.state import NotInForceError
 from bench.workload.techniques import loss
-from tests.conftest import SHORT, make_trial
+from tests.conftest import SHORT, make_trial, some
 
 DEVICE = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def test_chunks_and_the_largest_logits_are_counted() -> None:
     }
 
 
-@pytest.mark.parametrize("platform", [CPU, CUDA], ids=lambda platform: platform.device_type)
+@pytest.mark.parametrize("platform", some([CUDA, CPU], every=2), ids=lambda platform: platform.device_type)
 def test_an_eighth_of_the_logits_is_an_eighth_of_what_the_loss_holds(platform: object) -> None:
     """Log-softmax, its gradient and the logits' own: 12 bytes a token and entry of the vocabulary."""
     more = ("method=simulate", "lora=on", "model.vocab_size=50000", "checkpointing=on")
