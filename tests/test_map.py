@@ -10,6 +10,7 @@ import networkx as nx
 import pytest
 from importlinter import cli as importlinter
 
+from bench.config import console
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -83,6 +84,11 @@ def test_the_contract_of_imports_is_kept(
     monkeypatch.setattr(importlinter, "_configure_logging", lambda _verbose: None)  # pytest has its own
     status = importlinter.lint_imports(no_cache=True, no_logo=True)
     assert status == importlinter.EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_the_console_command_knows_every_door() -> None:
+    shared = {"__init__", "formatting", "paths"}
+    assert {path.stem for path in (ROOT / "bench").glob("*.py")} - shared == console.DOORS.keys()
 
 
 def test_no_room_and_no_file_grows_beyond_what_one_can_take_in() -> None:

@@ -6,11 +6,11 @@ change.
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
+from bench.config.names import closest
 from bench.formatting import parse_bytes
 
 
@@ -44,9 +44,8 @@ def read_key_values(arguments: list[str], defaults: dict[str, Any]) -> dict[str,
         if not equals and key in defaults:
             raise KeyValueError(f"{key} has no value: say {key}=VALUE")
         if key not in defaults:
-            close = difflib.get_close_matches(key, defaults, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise KeyValueError(f"{argument}: no such key{hint}; the keys are {', '.join(defaults)}")
+            known = ", ".join(defaults)
+            raise KeyValueError(f"{argument}: no such key{closest(key, defaults)}; the keys are {known}")
         values[key] = _typed(key, value, defaults[key])
     return values
 

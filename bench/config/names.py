@@ -6,6 +6,7 @@ In: a word that is no axis, key or level. Out: a hint for the end of an error me
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 # What transformers' TrainingArguments, peft, bitsandbytes, DeepSpeed and torchtune call what is here ...
 ELSEWHERE = {
@@ -73,4 +74,9 @@ def nearest(word: str, words: list[str], axis: str = "") -> str:
     here = ELSEWHERE.get(f"{axis}={word}" if axis else word)
     if here is not None:
         return f" (here it is {here})"
+    return closest(word, words)
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """A hint at the word that is spelt most alike, for the end of a message; empty if none is close."""
     return "".join(f" (did you mean {close}?)" for close in difflib.get_close_matches(word, words, n=1))

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench.trial.vocabulary import CATEGORIES, PHASES
+from bench.workload.state import REPEATED
 
 if TYPE_CHECKING:
     import torch
-
-
-_MICRO_STEPS_DRAWN = 3
 
 
 @dataclass(eq=False)
@@ -92,7 +90,7 @@ class Attribution:
 def stretches(segments: list[Segment]) -> dict[str, list[Any]]:
     """The step as a picture of it shows it: of each segment where it is, and each category at its peak.
 
-    Micro-steps after the third are left out, which repeat it, unless the peak is in one of them.
+    Micro-steps that repeat are drawn once (`REPEATED`), unless the peak is in a later one.
 
     Returns:
         Lists as long as there are segments: `phase`, `stack` and `block` (null between blocks), and bytes
@@ -101,7 +99,7 @@ def stretches(segments: list[Segment]) -> dict[str, list[Any]]:
     first = [
         segment
         for segment in segments
-        if segment.mark.micro_step <= _MICRO_STEPS_DRAWN or segment.mark.phase in ("optimizer", "done")
+        if segment.mark.micro_step <= REPEATED or segment.mark.phase in ("optimizer", "done")
     ]
     if max(segment.peak for segment in first) == max(segment.peak for segment in segments):
         segments = first
