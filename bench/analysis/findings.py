@@ -134,8 +134,8 @@ def _about_predictions(all_graded: list[Graded]) -> str:
 def warnings(trials: pd.DataFrame) -> pd.DataFrame:
     """The warnings about these trials, one a line: `what`, `trials` (how many), `example`, `remedy`."""
     fits = trials[trials["status"] == "ok"]
-    rate, interval = fits[RATE], fits[f"{RATE}_ci_high"] - fits[f"{RATE}_ci_low"]
-    timed = fits[rate.notna()]
+    timed = fits[fits[RATE].notna() & (fits["method"] == "measure")]  # a predicted time has no noise
+    rate, interval = timed[RATE], timed[f"{RATE}_ci_high"] - timed[f"{RATE}_ci_low"]
     found = [
         _warning(
             "the device was throttled",
@@ -147,12 +147,12 @@ def warnings(trials: pd.DataFrame) -> pd.DataFrame:
         ),
         _warning(
             f"the interval of tokens/s is wider than {_WIDE:.0%}",
-            fits[interval > _WIDE * rate],
+            timed[interval > _WIDE * rate],
             "timing.budget_seconds=30, a quiet machine",
         ),
         _warning(
             f"steps spread by more than {_NOISY:.0%} (interquartile range over median)",
-            fits[fits["step_seconds_iqr"] > _NOISY * fits["step_seconds_median"]],
+            timed[timed["step_seconds_iqr"] > _NOISY * timed["step_seconds_median"]],
             "timing.warmup_steps=10, a quiet machine",
         ),
         _warning(

@@ -70,6 +70,16 @@ def test_warnings_count_what_they_warn_of() -> None:
     assert "others used the device" not in counts
 
 
+def test_a_predicted_time_is_not_called_noisy() -> None:
+    """Its interval is the prediction's: neither a quieter machine nor replicates narrow it."""
+    wide = made.measured("", made.H100)
+    rate = wide["tokens_per_sec_per_device"]
+    ends = {"tokens_per_sec_per_device_ci_low": rate / 2, "tokens_per_sec_per_device_ci_high": rate * 2}
+    row = made.predicted("", made.H100, "simulate", 1.0) | {"tokens_per_sec_per_device": rate} | ends
+    found = warnings(studies.trials(pd.DataFrame([row])))
+    assert not any("tokens/s" in what or "process" in what for what in found["what"])
+
+
 def test_numbers_in_words() -> None:
     assert format_bytes(24.26 * 2**30) == "24.3 GiB"
     assert format_bytes(0.5 * 2**30) == "0.50 GiB"
